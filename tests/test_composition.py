@@ -17,6 +17,7 @@ from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, AXES, FORMATS
 from lrft.registry.errors import NotMergeable
+from lrft.registry.source import Source
 from lrft.training.folder import RunFolder
 from tests.training.unbroken import goes_on_unbroken
 
@@ -64,6 +65,7 @@ def draw(choice: random.Random, methods: dict[str, dict[str, Any]], model: Path)
     rows = methods["data"][chosen["objective"]["method"]]
     for settings in chosen.values():  # a method's own rows are of the recipe's format, too
         given = rows["train"][0] if isinstance(rows["train"], list) else rows["train"]
+        given = {key: value for key, value in given.items() if key in Source.model_fields}
         settings |= {key: given for key, value in settings.items() if _is_source(value)}
     if full:
         chosen |= {"trainable": "full", "quantization": {"method": "none"}}

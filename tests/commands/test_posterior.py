@@ -54,6 +54,7 @@ def test_a_run_gets_a_posterior_and_is_scored_with_it(call, trained):
         "posterior", "run", "--temperature", "0.7,1", "--layers", "last", "--above", "32", "--json"
     )
     assert measured.code == 0, measured.err
+    assert "step-2 had gone through 67% of its training rows" in measured.err
     found = measured.document
     assert found["rows"] == 6 and [one["temperature"] for one in found["tried"]] == [0.7, 1]
     record = json.loads((run / "posterior" / "posterior.json").read_text())
@@ -95,6 +96,7 @@ def test_it_is_measured_on_rows_as_they_were_learnt_whatever_a_task_asks_with(ca
     trained()
     plain = call("posterior", "run", "--layers", "last", "--json").document
     asked = "eval.tasks=[{method: multiple_choice, format: {method: instruction, render: chat}}]"
-    trained("lora", asked, "--out", "other")
+    other = trained("lora", asked, "--out", "other").parent / "other"
+    (other / "metrics.jsonl").unlink()  # nothing but what is told of rows goes by it
     found = call("posterior", "other", "--layers", "last", "--json").document
     assert found["tried"] == plain["tried"]

@@ -15,6 +15,7 @@ from lrft.api.opening.open_run import Opened, open_checkpoint
 from lrft.build.rows import training_rows
 from lrft.build.scoring import subject
 from lrft.core import stop
+from lrft.core.notes import say
 from lrft.data.rows import Rows
 from lrft.evaluation.choices import Choice, choices_of, task_of
 from lrft.evaluation.pairs import LAYERS, Pair, trained_pairs
@@ -29,7 +30,7 @@ from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError, UsageError
 from lrft.registry.json import Json
 from lrft.training.chosen import find_checkpoint
-from lrft.training.folder import RUN, RunFolder
+from lrft.training.folder import METRICS, RUN, RunFolder
 
 VERSION = "laplace-1"
 TASK = "one_token_choice"
@@ -87,6 +88,7 @@ def fit_posterior(
         opened, target, pairs = _opened(folder, layers, progress)
         rows = _trained_rows(folder, opened.recipe).first(limit)
         choices = choices_of(target, rows, task_of(()).renderer(target))  # in the format they were learnt in
+        _tell_unseen(folder, opened.checkpoint)
         with _telling("no posterior was written"):
             found = fit(
                 target,
@@ -193,6 +195,18 @@ def _fitted(path: Path, checkpoint: str, layers: str, sites: int, found: Posteri
         "log_evidence": found.chosen.log_evidence,
         "tried": [asdict(one) for one in found.tried],
     }
+
+
+def _tell_unseen(folder: RunFolder, checkpoint: str) -> None:
+    """Say where some of the rows that are measured were never learnt: the factors are no maximum given these."""
+    step = int(checkpoint.rpartition("-")[2])
+    lines = folder.metrics() if (folder.path / METRICS).is_file() else []
+    seen = [line["epoch"] for line in lines if line["step"] <= step and line.get("epoch") is not None]
+    if seen and seen[-1] < 1:
+        say(
+            f"{checkpoint} had gone through {seen[-1]:.0%} of its training rows, and rows that it never learnt are "
+            "measured as if it had"
+        )
 
 
 @contextmanager
