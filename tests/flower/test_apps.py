@@ -126,7 +126,7 @@ def test_a_client_that_sends_what_cannot_be_averaged_is_left_out_and_comes_back(
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["clients"] for line in lines] == [1, 3]
     said = capsys.readouterr().err
-    assert "round 1: client 0 sent what cannot be averaged (" in said and "not finite" in said
+    assert "round 1: client 0 sent what is no answer (ValueError: " in said and "not finite" in said
     assert "round 1: client 1 sent what cannot be averaged (it says that it holds 0 rows)" in said
 
 

@@ -10,13 +10,11 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from lrft.api.asking.learnt_rows import learnt_rows, tell_unseen
 from lrft.api.asking.posterior_folder import read_posterior, read_record, write_posterior
 from lrft.api.opening.open_run import Opened, open_checkpoint
-from lrft.build.rows import training_rows
 from lrft.build.scoring import subject
 from lrft.core import stop
-from lrft.core.notes import say
-from lrft.data.rows import Rows
 from lrft.evaluation.choices import Choice, choices_of, task_of
 from lrft.evaluation.pairs import LAYERS, Pair, trained_pairs
 from lrft.evaluation.posterior import Posterior, fit, probabilities
@@ -27,10 +25,10 @@ from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
 from lrft.ops.laplace import SAMPLES, STEPS
 from lrft.recipe.schema import Recipe
-from lrft.registry.errors import DataError, UsageError
+from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
 from lrft.training.chosen import find_checkpoint
-from lrft.training.folder import METRICS, RUN, RunFolder
+from lrft.training.folder import RunFolder
 
 VERSION = "laplace-1"
 TASK = "one_token_choice"
@@ -86,9 +84,9 @@ def fit_posterior(
         folder = find_checkpoint(run, checkpoint)
         folder.trusted = trust_remote_code
         opened, target, pairs = _opened(folder, layers, progress)
-        rows = _trained_rows(folder, opened.recipe).first(limit)
+        rows = learnt_rows(folder, opened.recipe).first(limit)
         choices = choices_of(target, rows, task_of(()).renderer(target))  # in the format they were learnt in
-        _tell_unseen(folder, opened.checkpoint)
+        tell_unseen(folder, opened.checkpoint)
         with _telling("no posterior was written"):
             found = fit(
                 target,
@@ -167,21 +165,6 @@ def score_posterior(
     return {label: {TASK: found} for label, found in results.items()}
 
 
-def _trained_rows(folder: RunFolder, recipe: Recipe) -> Rows:
-    """The rows that the run was trained on; the curvature of others says nothing of it.
-
-    Raises:
-        DataError: they are others by now.
-    """
-    rows = training_rows(recipe)
-    if folder.read(RUN)["data"].get("train", rows.fingerprint) != rows.fingerprint:
-        raise DataError(
-            f"data.train: its rows changed since {folder.path} was trained, and a posterior is of the rows that it was "
-            "trained on; put back what was there"
-        )
-    return rows
-
-
 def _fitted(path: Path, checkpoint: str, layers: str, sites: int, found: Posterior) -> Fitted:
     return {
         "folder": str(path),
@@ -195,18 +178,6 @@ def _fitted(path: Path, checkpoint: str, layers: str, sites: int, found: Posteri
         "log_evidence": found.chosen.log_evidence,
         "tried": [asdict(one) for one in found.tried],
     }
-
-
-def _tell_unseen(folder: RunFolder, checkpoint: str) -> None:
-    """Say where some of the rows that are measured were never learnt: the factors are no maximum given these."""
-    step = int(checkpoint.rpartition("-")[2])
-    lines = folder.metrics() if (folder.path / METRICS).is_file() else []
-    seen = [line["epoch"] for line in lines if line["step"] <= step and line.get("epoch") is not None]
-    if seen and seen[-1] < 1:
-        say(
-            f"{checkpoint} had gone through {seen[-1]:.0%} of its training rows, and rows that it never learnt are "
-            "measured as if it had"
-        )
 
 
 @contextmanager
