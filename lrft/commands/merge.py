@@ -99,5 +99,4 @@ def merge_command(
 def _show(record: Fidelity) -> None:
     """The figures; what `lrft doctor` compares with later is in the file."""
     later = ("conversation", "stops", "files")
-    shown = {key: value for key, value in record.items() if key not in later}
-    print(json.dumps(plain(shown), indent=2))
+    print(json.dumps(plain({key: value for key, value in record.items() if key not in later}), indent=2))

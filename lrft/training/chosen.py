@@ -71,7 +71,8 @@ def open_chosen(folder: RunFolder) -> OpenCheckpoint:
     """
     if folder.chosen is None:
         found = open_newest_of(folder)
-        if (best := best_known(found)) not in (None, found.path.name):
+        best = best_known(found) if folder.opened is None else None  # said when it was opened first
+        if best not in (None, found.path.name):
             say(
                 f"this is the last checkpoint, {found.path.name}; the best one is {folder.checkpoints / str(best)}"
             )

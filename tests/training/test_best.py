@@ -155,7 +155,9 @@ def test_scores_of_checkpoints_stand_beside_each_other(run, capsys):
 
 
 @pytest.mark.usefixtures("short_answers")
-def test_a_merge_takes_the_checkpoint_that_is_named(run, tmp_path):
+def test_a_merge_takes_the_checkpoint_that_is_named(run, tmp_path, capsys):
+    merge(run, tmp_path / "model")
+    assert capsys.readouterr().err.count("this is the last checkpoint") == 1
     losses = [
         merge(run, tmp_path / f"model-{name}", checkpoint=name)["loss_adapter"] for name in ("step-8", "best")
     ]

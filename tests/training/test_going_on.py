@@ -57,6 +57,15 @@ def test_a_run_that_is_named_without_resume_is_told_apart(run):
         train(run)
 
 
+@pytest.mark.parametrize("inside", ["adapter", "last", "checkpoints/step-2"])
+def test_what_is_inside_of_a_run_is_not_gone_on_with(run, inside):
+    with pytest.raises(
+        UsageError, match=r"is inside of the run .*run; lrft train .*run --resume goes on"
+    ) as told:
+        train(run / inside, resume=True)
+    assert f"model.adapter={run / inside} begins a new run" in str(told.value)
+
+
 def test_a_run_goes_on_in_its_own_folder(run, tmp_path):
     with pytest.raises(UsageError, match="goes on in its own folder"):
         train(run, tmp_path / "other", resume=True)

@@ -17,7 +17,7 @@ from lrft.training import checkpoint_folder
 from lrft.training.folder import PLAN, RESULT, RUN, RunFolder, places
 from lrft.training.relied import own_recipe
 from lrft.training.run_manifest import tell_once
-from lrft.training.within_run import LAST
+from lrft.training.within_run import LAST, within_run
 
 
 def to_train(
@@ -125,9 +125,18 @@ def _check_patience(run: RunFolder, recipe: Recipe) -> None:
 
 
 def _run_called(name: Path | str) -> RunFolder | None:
-    """The run folder of that path, or of that name under runs/; None where a recipe is meant."""
+    """The run folder of that path, or of that name under runs/; None where a recipe is meant.
+
+    Raises:
+        UsageError: it is one of a run's adapters or checkpoints, from which nothing is gone on with.
+    """
     if Path(name).is_file() or library.has(str(name).removesuffix(".yaml")):
         return None
+    if within := next((found for path in places(name) if (found := within_run(path)) is not None), None):
+        raise UsageError(
+            f"{name}: is inside of the run {within.run}; lrft train {within.run} --resume goes on from its newest "
+            f"checkpoint, and model.adapter={name} begins a new run"
+        )
     folders = [folder for path in places(name) if (folder := RunFolder(path)).started]
     return next((folder for folder in folders if (folder.path / RUN).is_file()), None)
 
