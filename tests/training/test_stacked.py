@@ -96,7 +96,9 @@ def test_what_cannot_be_stacked_is_refused(written, runs, tmp_path):
         written(stacked, "adapter={method: prompt_tuning}")
     with pytest.raises(RecipeError, match="pissa looks at the weights without them"):
         written(stacked, "init=pissa", "adapter.dropout=0")
-    with pytest.raises(RecipeError, match=r"gps looks at the weights .* adapter: gps needs it; choose another"):
+    with pytest.raises(
+        RecipeError, match=r"gps looks at the weights .* adapter: gps needs it; choose another"
+    ):
         written(stacked, "adapter=gps", "init=gps")
     with pytest.raises(RecipeError, match=r"model\.adapters"):
         written(f"model.adapters=[{tmp_path / 'nowhere'}]")
