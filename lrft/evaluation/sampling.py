@@ -43,7 +43,7 @@ class Sampling:
         # Logits divided by less than SMALLEST may be infinite, and the token then none that was likely.
         if self.temperature != 0 and not SMALLEST <= self.temperature <= LARGEST:
             raise UsageError(
-                f"temperature {self.temperature}: give 0 for the likeliest token, or {SMALLEST:g} to {LARGEST:g} to draw"
+                f"temperature {self.temperature}: give 0 for the likeliest token, or {SMALLEST:g} to {LARGEST:g}"
             )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p {self.top_p}: is a share of probability, above 0 and at most 1")
