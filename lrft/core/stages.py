@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar, Self
 
-from pydantic import ValidationError
 from torch import Tensor
 
 from lrft.core.adapter import Adapter, Factors
@@ -63,12 +62,9 @@ class SitePlan:
         settings = record["settings"]
         try:
             chosen = None if settings is None else config.model_validate(settings)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            key = ".".join(map(str, first["loc"]))
-            raise DamagedFile(
-                "plan.json", f"{site.name} has settings that are none ({key}: {first['msg']})"
-            ) from None
+        except ValueError as error:  # of pydantic: a heading, a key, what is wrong with it
+            said = ": ".join(line.strip().partition(" [type=")[0] for line in str(error).splitlines()[1:3])
+            raise DamagedFile("plan.json", f"{site.name} has settings that are none ({said})") from None
         return cls(site, chosen, record.get("quantization", {}))
 
 
