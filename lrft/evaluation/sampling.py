@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lrft.registry.errors import UsageError
+from lrft.registry.section import LARGEST, SMALLEST
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,10 @@ class Sampling:
         Raises:
             UsageError: names the setting.
         """
-        if not 0 <= self.temperature < float("inf"):
+        # Logits divided by less than SMALLEST may be infinite, and the token then none that was likely.
+        if self.temperature != 0 and not SMALLEST <= self.temperature <= LARGEST:
             raise UsageError(
-                f"temperature {self.temperature}: give 0 for the likeliest token, or more to draw"
+                f"temperature {self.temperature}: give 0 for the likeliest token, or {SMALLEST:g} to {LARGEST:g}"
             )
         if not 0 < self.top_p <= 1:
             raise UsageError(f"top_p {self.top_p}: is a share of probability, above 0 and at most 1")

@@ -166,7 +166,11 @@ def _foreign(path: Path, hf: nn.Module, base: Voice) -> tuple[Source, Voice]:
                 f"{path}: is another adapter than when the server began; start it anew to serve this one"
             )
         again = read_peft(path)
-        return {site: again.factors(site) for site in again.pairs}
+        found = {site: again.factors(site) for site in again.pairs}
+        for site, pair in found.items():  # rows of others are in the same products
+            if not all(one.isfinite().all() for one in pair):
+                raise UsageError(f"{path}: holds numbers of {site} that are not finite; name an earlier one")
+        return found
 
     shapes = _shapes(read())
     for site, (_, inputs, outputs) in shapes.items():

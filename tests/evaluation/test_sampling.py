@@ -77,6 +77,7 @@ def test_equal_prompts_are_answered_differently_and_greedily_alike(make_subject)
     ("sampling", "message"),
     [
         (Sampling(-1.0), "temperature -1.0: give 0"),
+        (Sampling(1e-320), "temperature 1e-320: give 0"),  # which drew the least likely token
         (Sampling(float("nan")), "temperature nan"),
         (Sampling(1.0, top_p=0.0), "top_p 0.0: is a share"),
         (Sampling(1.0, top_k=-1), "top_k -1: is a number"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from contextlib import chdir
+from pathlib import Path
 
 import pytest
 import torch
 import typer.main
 from safetensors.torch import load
 
+import lrft
 from lrft.api.asking.posterior import fit_posterior
 from lrft.cli import app
 from lrft.commands.bounds import Bounded
@@ -87,3 +90,13 @@ def test_a_file_of_tensors_has_finite_numbers_alone():
         NumericalError, match=r"1 of the 2 numbers of c are not finite, so nothing was .*; go"
     ):
         finite_file({**fine, "c": torch.tensor([1.0, float("inf")])}, "go")
+
+
+def test_nobody_else_writes_a_whole_file_of_tensors():
+    """A checkpoint looks at all numbers at once, and says in which steps one went bad; a batch has token ids alone."""
+    root = Path(lrft.__file__).parent
+    writes = re.compile(r"^\s*from safetensors\.torch import .*\b(save|save_file)\b", re.MULTILINE)
+    found = {
+        path.relative_to(root).as_posix() for path in root.rglob("*.py") if writes.search(path.read_text())
+    }
+    assert found == {"model/finite_file.py", "training/checkpoint.py", "training/diagnose.py"}

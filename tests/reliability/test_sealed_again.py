@@ -10,7 +10,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from lrft.core.stages import SitePlan
 from lrft.files.sums import MANIFEST, file_sum, folder_manifest, plain_sum
+from lrft.registry.axes import ADAPTERS
+from lrft.registry.errors import DamagedFile
 from tests.reliability.damaged_inputs import Prepared
 from tests.reliability.full_disk import Bench, call
 
@@ -102,3 +105,11 @@ def test_a_posterior_is_measured_on_the_rows_of_the_training_alone(prepared):
     assert ended.code == 3 and "data.train: its rows changed since choice was trained" in ended.err, ended
     assert (place / "choice" / "posterior" / "posterior.json").read_bytes() == held
     shutil.rmtree(place)
+
+
+def test_settings_of_a_plan_that_are_none_are_told_by_site_and_key():
+    site = {"name": "layer", "in_features": 2, "out_features": 2, "has_bias": False}
+    with pytest.raises(
+        DamagedFile, match=r"plan\.json: layer has settings that are none \(rank: .* greater than 0\)"
+    ):
+        SitePlan.of({**site, "settings": {"method": "lora", "rank": -3}}, ADAPTERS.get("lora").Config)

@@ -181,3 +181,16 @@ def test_a_closed_queue_takes_nothing(served):
         queue = client.batcher.queue
     with pytest.raises(QueueFull):
         queue.put(None)  # type: ignore[arg-type]
+
+
+def test_an_adapter_of_numbers_that_are_none_is_refused_before_rows_of_others_meet_it(runs, tmp_path):
+    shutil.copytree(runs / "exported", tmp_path / "odd")
+    for name in ("fidelity.json", "manifest.json"):
+        (tmp_path / "odd" / name).unlink(missing_ok=True)
+    file = tmp_path / "odd" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = next(iter(tensors))
+    tensors[first].view(-1)[0] = float("inf")
+    save_file(tensors, file)
+    with pytest.raises(UsageError, match=r"odd: holds numbers of model\.layers.* that are not finite"):
+        gather([runs / "small", tmp_path / "odd"])

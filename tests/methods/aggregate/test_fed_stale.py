@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from tests.each import each
@@ -56,3 +57,15 @@ def test_half_the_rate_is_half_the_step():
     whole, half = rounds_of(held_of(lora()), 0.5), rounds_of(held_of(lora()), 0.5, lr=0.5)
     start, name = whole[0]["s1.B"], "s1.B"
     torch.testing.assert_close(half[1][name] - start, (whole[1][name] - start) / 2, atol=1e-6, rtol=1e-6)
+
+
+def test_what_is_remembered_is_of_what_trains_or_refused():
+    infos = lora()
+    server = made("fed_stale", infos, CLIENTS, 2)
+    server.load_state_dict({"memory": {"0": held_of(infos)}})
+    kept = server.memory
+    short = {name: value for name, value in held_of(infos).items() if name != "s0.A"}
+    for odd in (short, {**held_of(infos), "s0.A": torch.zeros(3)}):
+        with pytest.raises(ValueError, match="is not of what trains"):
+            server.load_state_dict({"memory": {"1": odd}})
+    assert server.memory is kept

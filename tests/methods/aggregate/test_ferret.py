@@ -128,3 +128,10 @@ def test_an_update_that_is_no_number_is_refused():
     broken = {name: value / 0 for name, value in held.items()}
     with pytest.raises(ValueError, match=r"client 2 .* not finite"):
         made("ferret", infos).up(held, broken, Turn(2, 0))
+
+
+def test_a_pool_of_another_shape_is_refused():
+    server = made("ferret", lora(), 2, 2)
+    server.load_state_dict(server.state_dict())
+    with pytest.raises(ValueError, match="the pool is"):
+        server.load_state_dict({"pool": server.pool[:, :-1]})
