@@ -33,18 +33,23 @@ from tests.export.test_feedback import layer
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
-RECIPE = """
-model: {{name: {model}, dtype: {dtype}}}
-quantization: {storage}
-adapter: {{method: lora, rank: 4, alpha: 8}}
+THREE_STEPS = """
 data:
   train: {{source: {data}/train.jsonl, limit: 30}}
   eval: {{source: {data}/test.jsonl, limit: 4}}
   format: {{method: prompt_completion, render: chat}}
 train: {{max_steps: 3, batch_size: 2, max_length: 160, device: cpu}}
 optimizer: {{method: adamw, lr: 2e-2}}
-export: {{tolerance: {tolerance}}}
 """
+RECIPE = (
+    """
+model: {{name: {model}, dtype: {dtype}}}
+quantization: {storage}
+adapter: {{method: lora, rank: 4, alpha: 8}}"""
+    + THREE_STEPS
+    + """export: {{tolerance: {tolerance}}}
+"""
+)
 STORAGES = ("nf4", "fp4", "int8")
 
 

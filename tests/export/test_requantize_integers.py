@@ -24,25 +24,23 @@ from lrft.registry.errors import NotMergeable, UsageError
 from lrft.training.folder import RunFolder
 from tests.each import each
 from tests.export.test_feedback import layer
+from tests.export.test_requantize import THREE_STEPS
 from tests.methods.quant.test_int_groups import as_gptq, decoded, known
 from tests.model.test_families import batch_of
 from tests.model.test_packed import recipe_of
 
 pytestmark = pytest.mark.usefixtures("short_answers")
 DATA = Path(__file__).parents[2] / "recipes" / "data" / "quickstart"
-RECIPE = """
+RECIPE = (
+    """
 model: {{name: {model}, dtype: float32}}
 quantization: {storage}
 adapter: {adapter}
-init: {init}
-data:
-  train: {{source: {data}/train.jsonl, limit: 30}}
-  eval: {{source: {data}/test.jsonl, limit: 4}}
-  format: {{method: prompt_completion, render: chat}}
-train: {{max_steps: 3, batch_size: 2, max_length: 160, device: cpu}}
-optimizer: {{method: adamw, lr: 2e-2}}
-export: {{tolerance: 10, dtype: float32}}
+init: {init}"""
+    + THREE_STEPS
+    + """export: {{tolerance: 10, dtype: float32}}
 """
+)
 SQFT = "{method: sqft, rank: 4, alpha: 8, bits: 4, group_size: 32, dropout: 0}"
 
 
