@@ -45,6 +45,8 @@ def _checkpoint_of(folder: Path) -> Path:
         step = read_object(folder / STANDS_FOR, within=folder).get("step")
     except DamagedFile as error:
         raise UsageError(f"{folder}: nothing says which checkpoint it is of ({error}); {other}") from error
+    if not isinstance(step, int) or isinstance(step, bool):  # a text could lead out of the run
+        raise UsageError(f"{folder}: its {STANDS_FOR} has no number of a step; {other}")
     found = folder.parent / CHECKPOINTS / f"step-{step}"
     if not os.path.isfile(found / "manifest.json"):
         raise UsageError(f"{folder}: is of {found.name}, which is not there any more; {other}")
