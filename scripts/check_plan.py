@@ -155,7 +155,14 @@ def use_here(of: str, recipe: str, overrides: list[str]) -> int:
         return begin(*given, **named)
 
     held_out = f"data.eval={Path(recipe).with_name(HELD_OUT)}"
-    one = [*overrides, held_out, "train.max_steps=1", "train.batch_size=1", "export.tolerance=100"]
+    one = [
+        *overrides,
+        held_out,
+        "train.max_steps=1",
+        "train.batch_size=1",
+        "export.tolerance=100",
+        "eval.at_end=false",
+    ]
     with tempfile.TemporaryDirectory() as folder:  # a small one first, so that nothing is imported later
         small, runs = Path(folder) / "model", Path(folder)
         small.mkdir()

@@ -58,7 +58,7 @@ STILL = 0.002  # where losses are compared, so that what rounding tips over, suc
 SMALL = [
     *("model.dtype=float32", "schedule=constant", "train.max_steps=3", "train.save_every=1"),
     *("train.keep_last=9", "train.packing=true", "train.device=cpu", "data.train.limit=30", "data.eval.limit=2"),
-    *("eval.tasks=[]",),
+    *("eval.tasks=[]", "eval.at_end=false"),
 ]  # fmt: skip
 IDS = torch.randint(3, 400, (1, 12), generator=torch.Generator().manual_seed(0))
 # Largest difference of two logits that should be one, in float32, as a share of how far training moved them; and in

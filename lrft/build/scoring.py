@@ -17,8 +17,11 @@ from lrft.evaluation.loss import held_out_loss, row_losses, together
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.model.causal_lm import CausalLM
+from lrft.recipe.embedding_clashes import embedding_tasks, embeds
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS, directions
+from lrft.registry.axes import TASKS
+from lrft.registry.config import MethodConfig, parse_choice
 from lrft.registry.errors import RecipeError
 from lrft.training.scorer import Metric, Scorer, Timed
 
@@ -69,6 +72,21 @@ def make_scorer(recipe: Recipe, run: Run, text: Text, subject: Subject) -> Score
     return Scorer(ordered, probe, metric, settings.patience) if ordered else None
 
 
+def tasks_of(recipe: Recipe) -> list[MethodConfig]:
+    """What is scored where nobody names a task: those of the recipe, or what its held-out rows are scored by."""
+    by_rows = embedding_tasks() if embeds(recipe.objective.method) else [LOSS]
+    return list(recipe.eval.tasks) or [parse_choice(TASKS, name) for name in by_rows]
+
+
+def tasks_at_end(recipe: Recipe) -> list[MethodConfig]:
+    """What is scored after the last step: what the recipe asks for, or by default what that step has not scored."""
+    if recipe.eval.at_end is not None:
+        return tasks_of(recipe) if recipe.eval.at_end else []
+    while_it_trains = recipe.train.eval_tasks_every if recipe.eval.tasks else recipe.train.eval_every
+    there = recipe.eval.tasks or recipe.data.holds_out
+    return tasks_of(recipe) if there and while_it_trains is None else []
+
+
 def probe_tasks(recipe: Recipe, subject: Subject) -> None:
     """Score one row of every task that the run will score: what cannot be scored fails now and not after hours.
 
@@ -77,9 +95,9 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
             the best does not take its score, as it is set.
         UsageError: the model cannot answer.
     """
-    if recipe.train.eval_tasks_every is None and not recipe.eval.at_end:
+    if recipe.train.eval_tasks_every is None and not tasks_at_end(recipe):
         return
-    results = evaluate_tasks(subject, recipe.eval.tasks, 1, None, "")
+    results = evaluate_tasks(subject, tasks_of(recipe), 1, None, "")
     metric = recipe.train.metric
     taken = [f"{task}.{name}" for task, result in results.items() for name in result.metrics]
     if metric != LOSS and metric not in taken:

@@ -20,6 +20,7 @@ from lrft.recipe.schema import Recipe
 from lrft.recipe.tree import Keys, Node, Place, dotted
 from lrft.registry.config import ADDED
 from lrft.registry.json import Json
+from lrft.registry.section import Before
 
 if TYPE_CHECKING:
     from lrft.recipe.load import LoadedRecipe
@@ -63,7 +64,9 @@ def _without_added(section: BaseModel) -> dict[str, Json]:
     plain: dict[str, Json] = section.model_dump(mode="json")
     for name, slot in type(section).model_fields.items():
         value = getattr(section, name)
-        if ADDED in slot.metadata and value == slot.get_default(call_default_factory=True):
+        defaults = [slot.get_default(call_default_factory=True)]
+        defaults += [mark.value for mark in slot.metadata if isinstance(mark, Before)]
+        if ADDED in slot.metadata and value in defaults:
             del plain[name]
         elif isinstance(value, BaseModel):
             plain[name] = _without_added(value)

@@ -55,10 +55,9 @@ def _metric_that_nobody_takes(settings: Settings) -> Iterator[Problem]:
 
 
 def _tasks_that_are_not_there(settings: Settings) -> Iterator[Problem]:
-    asked = {"train.eval_tasks_every": "null", "eval.at_end": "false"}
-    for key, off in asked.items():
+    for key in ("train.eval_tasks_every", "eval.at_end"):
         if settings[key] not in (None, False) and not settings["eval.tasks"]:
-            yield Problem(key, f"there is no task to score; name some in eval.tasks, or write {off}")
+            yield Problem(key, "there is no task to score; name some in eval.tasks, or write null")
 
 
 SCORES = (_metric_that_nobody_takes, _tasks_that_are_not_there)

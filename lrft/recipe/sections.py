@@ -8,6 +8,7 @@ from lrft.recipe.inside_sections import NewTokens, RopeScaling, ScoreHead, Stack
 from lrft.registry.axes import TASKS
 from lrft.registry.config import Choice, Field, Literal, MethodConfig, Section, model_validator
 from lrft.registry.section import ADDED as ADDED
+from lrft.registry.section import Before
 
 DECIDES_ROWS = "decides rows"
 """Marks a field that decides the rows of a step, how many steps there are, or the numbers compared."""
@@ -119,8 +120,10 @@ class EvalSection(Section):
     limit: Annotated[int | None, DECIDES_ROWS] = Field(
         None, gt=0, description="score only the first so many rows, of several sources of each"
     )
-    at_end: Annotated[bool, ADDED] = Field(
-        False, description="score the tasks at the end of a training too, as lrft eval does after it"
+    at_end: Annotated[bool | None, ADDED, Before(False)] = Field(
+        None,
+        description="score at the end of a training, as lrft eval does after it; by default what `tasks` names, or the "
+        "held-out loss, unless the last step has scored it",
     )
     batch_tokens: int = Field(8192, gt=0, description="tokens of an evaluation batch, padding included")
 

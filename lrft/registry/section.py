@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -16,6 +17,14 @@ if TYPE_CHECKING:
 
 ADDED = "added"
 """Marks a field younger than the first release: while it has its default, a recipe has the hash that it had without."""
+
+
+@dataclass(frozen=True)
+class Before:
+    """The default that an `ADDED` field had before: recipes with it keep the hash that they had, and what it means."""
+
+    value: object
+
 
 MODEL_OR_RUN = "a model or a run"
 """Marks a setting that names another model: a run, one of its checkpoints, a recipe, or a model by path or hub id."""

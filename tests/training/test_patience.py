@@ -195,7 +195,7 @@ def tasked(tiny_recipe, tmp_path_factory):
     """A run that scores two tasks every third step, and the same run without."""
     folder = tmp_path_factory.mktemp("tasked")
     six = [*SHORT, "train.max_steps=6", TASK]
-    train(load_recipe(tiny_recipe(folder), six), folder / "plain")
+    train(load_recipe(tiny_recipe(folder), [*six, "eval.at_end=false"]), folder / "plain")
     more = ["train.eval_tasks_every=3", "eval.at_end=true"]
     train(load_recipe(tiny_recipe(folder), [*six, *more]), folder / "run")
     return folder
@@ -230,6 +230,25 @@ def test_scores_at_the_end_are_those_of_the_command(tasked, tmp_path):
     metrics = {task: one.metrics for task, one in found["adapter"].items()}
     assert result["scores"] == metrics and metrics.keys() == {"loss", "exact_match"}
     assert not (tasked / "plain" / "eval").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "scored"),
+    [
+        ([TASK], {"loss", "exact_match"}),
+        (["eval.tasks=[]"], {"loss"}),
+        ([TASK, "eval.at_end=false"], set()),
+        ([TASK, "train.eval_tasks_every=2"], set()),  # its last step has them
+        (["eval.tasks=[]", "train.eval_every=2"], set()),
+        ([TASK, "train.eval_tasks_every=2", "eval.at_end=true"], {"loss", "exact_match"}),
+        (["eval.tasks=[]", "~data.eval"], set()),
+    ],
+)
+def test_a_run_is_scored_at_its_end_unless_its_last_step_has_the_scores(tiny_recipe, tmp_path, asked, scored):
+    short = ["~train.eval_every", "train.max_steps=2", "eval.limit=2", *asked]
+    found = train(load_recipe(tiny_recipe(tmp_path), short), tmp_path / "run")
+    assert set(found.get("scores", {})) == scored
+    assert (tmp_path / "run" / "eval" / "adapter.json").is_file() == bool(scored)
 
 
 def test_a_task_that_cannot_be_scored_is_refused_before_the_first_step(tiny_recipe, tmp_path):
@@ -306,7 +325,7 @@ def test_what_cannot_be_is_refused_with_what_would_work(recipe_file, overrides, 
 
 
 def test_defaults_leave_a_recipe_its_hash(recipe_file):
-    told = ["train.metric=loss", "train.patience=null", "train.eval_tasks_every=null", "eval.at_end=false"]
+    told = ["train.metric=loss", "train.patience=null", "train.eval_tasks_every=null", "eval.at_end=null"]
     assert recipe_hash(load_recipe(recipe_file(), told).recipe) == recipe_hash(
         load_recipe(recipe_file()).recipe
     )

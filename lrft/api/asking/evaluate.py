@@ -7,14 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from lrft.api.opening.open_run import bare_base, check_base, open_checkpoint
-from lrft.build.scoring import subject
+from lrft.build.scoring import subject, tasks_of
 from lrft.core import stop
 from lrft.evaluation.harness import harness_results
 from lrft.evaluation.report import NotReported, write_report
 from lrft.evaluation.run import describe, evaluate_tasks, metrics_of, scored_as
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
 from lrft.evaluation.tasks._task import TaskResult
-from lrft.recipe.embedding_clashes import embedding_tasks, embeds
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.head_clashes import why_not_scored
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
@@ -168,5 +168,4 @@ def _tasks(recipe: Recipe, names: Sequence[str]) -> list[MethodConfig]:
         return [known.get(name) or parse_choice(TASKS, name) for name in names]
     if not recipe.eval.tasks and not recipe.data.holds_out:
         raise UsageError("eval.tasks: the recipe names no task and no data.eval; add one, or --task NAME")
-    default = embedding_tasks() if embeds(recipe.objective.method) else ["loss"]
-    return list(recipe.eval.tasks) or [parse_choice(TASKS, name) for name in default]
+    return tasks_of(recipe)

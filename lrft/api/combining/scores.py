@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from lrft.api.combining.parents import Parent
-from lrft.build.job import subject
+from lrft.build.scoring import subject, tasks_of
 from lrft.core.adapted import adapted, adapters_off
 from lrft.core.combine import Part
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.run import evaluate_tasks, metrics_of
 from lrft.export.pairs import Pair
 from lrft.export.served import with_pairs
-from lrft.registry.axes import TASKS
-from lrft.registry.config import parse_choice
 from lrft.registry.errors import UsageError
 
 if TYPE_CHECKING:
@@ -35,15 +33,14 @@ def score_all(
         raise UsageError(
             "--eval: the recipe names no task and no data.eval; add one to it, or leave --eval out"
         )
-    tasks = list(recipe.eval.tasks) or [parse_choice(TASKS, "loss")]
     found: dict[str, dict[str, dict[str, float]]] = {}
     with EvaluationBar() as show:
         target = subject(recipe, made.text, model, show)
         rows = limit or recipe.eval.limit
         for label, pairs in [(BASE, {}), *((one.name, pairs_of(one.parts)) for one in parents)]:
             with standing_in(made, pairs):
-                found[label] = metrics_of(evaluate_tasks(target, tasks, rows, None, label))
-        found[RESULT] = metrics_of(evaluate_tasks(target, tasks, rows, None, RESULT))
+                found[label] = metrics_of(evaluate_tasks(target, tasks_of(recipe), rows, None, label))
+        found[RESULT] = metrics_of(evaluate_tasks(target, tasks_of(recipe), rows, None, RESULT))
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 
@@ -21,7 +22,7 @@ from lrft.recipe.resolved import resolved
 from lrft.registry.json import Json
 from lrft.training.adapter_folders import THEN
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
-from lrft.training.metrics import last_loss, peak_memory
+from lrft.training.metrics import last_loss
 from lrft.training.scorer import Scorer
 from lrft.training.trained_on import KEY
 from lrft.training.versions import environment
@@ -71,15 +72,22 @@ def _origins(folder: RunFolder, loaded: LoadedRecipe) -> dict[str, str]:
 
 
 @stop.held()
-def write_end(job: Job, seconds: float) -> dict[str, Json]:
+class Took(NamedTuple):
+    """What a training took to its last step: what is scored after it is not counted in."""
+
+    seconds: float
+    peak_memory: int  # bytes
+
+
+def write_end(job: Job, took: Took) -> dict[str, Json]:
     """Write the adapter folder and result.json."""
     run, folder = job.run, job.folder
     result: dict[str, Json] = {
         "step": run.step,
         "loss": run.metrics.get("loss"),
         "trainable": count(info.param for info in run.parameters),
-        "seconds": round(seconds, 1),
-        "peak_memory_bytes": peak_memory(),
+        "seconds": round(took.seconds, 1),
+        "peak_memory_bytes": took.peak_memory,
         "name": folder.path.name,
     }
     result |= run.summary

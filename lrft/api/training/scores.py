@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrft.build.job import Job, subject
+from lrft.build.scoring import tasks_at_end
 from lrft.core.notes import say
 from lrft.core.plain import plain
 from lrft.evaluation.progress import EvaluationBar
@@ -23,7 +24,8 @@ def score_at_end(job: Job) -> None:
         Interrupted: somebody asked to stop; its record holds the scores of the tasks that were finished.
     """
     run, recipe = job.run, job.run.recipe
-    if not recipe.eval.at_end:
+    tasks = tasks_at_end(recipe)
+    if not tasks:
         if recipe.eval.tasks and recipe.train.eval_tasks_every is None:
             say(f"eval.tasks are not scored yet: lrft eval {job.folder.path}")
         return
@@ -33,12 +35,13 @@ def score_at_end(job: Job) -> None:
         sums = {} if job.trained_on is None else job.trained_on.sums()
         about = scored_as(f"step-{run.step}", recipe.eval.limit, sums)
         try:
-            results = evaluate_tasks(target, recipe.eval.tasks, recipe.eval.limit, folder, "adapter", about)
+            results = evaluate_tasks(target, tasks, recipe.eval.limit, folder, "adapter", about)
         except NotReported as error:
             _tell(error)
             raise
         except EvaluationStopped as stopped:
-            kept = f"step {run.step} of {run.total_steps} is saved, {stopped.scored}; add --resume to score the rest"
+            saved = f"step {run.step} of {run.total_steps} is saved, {stopped.scored}"
+            kept = f"{saved}; add --resume to score the rest, and eval.at_end=false to end without"
             found = metrics_of(stopped.finished)
             raise stopped.telling(kept, {"scores": found} if found else None) from None
     run.summary["scores"] = plain(metrics_of(results))

@@ -16,7 +16,7 @@ from lrft.api.training.go_on import go_on
 from lrft.api.training.memory import memory_advice
 from lrft.api.training.recorded import finished, to_train
 from lrft.api.training.resumable import checkpoint_to_resume
-from lrft.api.training.run_record import write_end, write_start
+from lrft.api.training.run_record import Took, write_end, write_start
 from lrft.api.training.scores import score_at_end
 from lrft.build.guess import with_format
 from lrft.build.job import Job
@@ -33,7 +33,7 @@ from lrft.training import checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
 from lrft.training.loop import train_steps
-from lrft.training.metrics import forget_peak_memory
+from lrft.training.metrics import forget_peak_memory, peak_memory
 from lrft.training.numerics import numerics
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.profile import Profile
@@ -143,13 +143,13 @@ def _train_in(
         if saved is not None and tensors is not None:
             go_on(job, saved, tensors)
         _go_through(job)
-        seconds = time.perf_counter() - began
+        took = Took(time.perf_counter() - began, peak_memory())
         accelerator.wait_for_everyone()
         score_at_end(job)
     if not lead:
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
-    return write_end(job, seconds) | found
+    return write_end(job, took) | found
 
 
 def _go_through(job: Job) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.build.dataset import read_text
-from lrft.build.scoring import subject
+from lrft.build.scoring import subject, tasks_of
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.core.plain import plain
@@ -23,7 +23,6 @@ from lrft.recipe.load import load_recipe
 from lrft.recipe.merge import is_override
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import TASKS
-from lrft.registry.config import parse_choice
 from lrft.registry.errors import RecipeError, UsageError
 from lrft.registry.json import Json
 from lrft.training.device import make_accelerator
@@ -117,11 +116,10 @@ def _score(recipe: Recipe, trusted: bool) -> tuple[dict[str, TaskResult], dict[s
     model = load_model(recipe.model, device=device, trust_remote_code=trusted, seed=recipe.train.seed).to(
         device
     )
-    tasks = list(recipe.eval.tasks) or [parse_choice(TASKS, "loss")]
     try:
         with EvaluationBar() as show:
             target = subject(recipe, text, model, show)
-            results = evaluate_tasks(target, tasks, recipe.eval.limit, None, "base")
+            results = evaluate_tasks(target, tasks_of(recipe), recipe.eval.limit, None, "base")
     except EvaluationStopped as stopped:
         raise stopped.telling("nothing was written; the same command scores all of it", None) from None
     return results, dict(text.tokenizer.get_vocab())

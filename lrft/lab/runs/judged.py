@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lrft.lab.runs.planned import AT_THE_END, Arm
+from lrft.lab.runs.planned import AT_THE_END, UNSCORED, Arm
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import directions
@@ -35,6 +35,8 @@ def judged_arm(label: str, source: str, overrides: Sequence[str], metric: str) -
         due.append(f"train.eval_every={AT_THE_END}")
     if metric not in LOSSES and recipe.eval.tasks and recipe.train.eval_tasks_every is None:
         due.append(f"train.eval_tasks_every={AT_THE_END}")
+    if recipe.eval.at_end is None:
+        due.append(UNSCORED)
     if metric == LOSSES[0] and not recipe.data.holds_out:
         message = "arms are judged by held-out rows; add data.eval=FILE, or choose --metric loss"
         raise RecipeError(message, "data.eval")

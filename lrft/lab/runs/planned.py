@@ -22,6 +22,9 @@ from lrft.training.folder import LONGEST_NAME
 
 TUNING_SEED = 1000  # of the runs that choose a rate; never the seed of a verdict
 AT_THE_END = 1_000_000_000  # eval_every beyond every run: the last step is scored all the same
+UNSCORED = (
+    "eval.at_end=false"  # beside what arms are judged by, nothing is scored unless the recipe asks for it
+)
 WHOLE = 16 * 2**20  # bytes up to which a file is hashed whole
 SLICES = 16
 
@@ -85,7 +88,7 @@ def make_arm(label: str, source: str | Path, overrides: Sequence[str] = (), grou
         raise RecipeError(message, "data.eval")
     if loaded.recipe.train.eval_every is None:
         arm = arm.changed(f"train.eval_every={loaded.recipe.train.max_steps or AT_THE_END}")
-    return arm
+    return arm.changed(UNSCORED) if loaded.recipe.eval.at_end is None else arm
 
 
 def plan_run(arm: Arm, rate: float, seed: int, out: Path, trusted: bool = False) -> PlannedRun:
