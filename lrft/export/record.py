@@ -16,13 +16,15 @@ RECORD = "fidelity.json"
 class Exported(Compared, AsTrained, total=False):
     """How an export was made, how it compares with the run, and what a later look needs.
 
-    `relative_error` is that of all changes together, in Frobenius norm, of the factors as written.
+    `relative_error` is that of all changes together, in Frobenius norm, of the factors as written;
+    `labels` are those of a score head, absent where there is none.
     """
 
     run: str
     target: str
     method: str | None
     base: str
+    labels: list[str]
     quantization: str
     dtype: str
     merged: bool

@@ -42,11 +42,19 @@ class Served:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Last hidden states (B, L, d), final norm included."""
-        with (
-            adapters_off(self.model.hf),
-            with_pairs(adapted(self.model.hf), self.pairs, self.model.device),
-        ):
+        with self._pairs():
             return self.model.hidden(batch)
+
+    def scores(self, batch: Batch) -> Tensor:
+        """Scores (documents, labels) of the run's score head, which the files hold as it is."""
+        with self._pairs():
+            return self.model.scores(batch)
+
+    @contextmanager
+    def _pairs(self) -> Iterator[None]:
+        sites = adapted(self.model.hf)
+        with adapters_off(self.model.hf), with_pairs(sites, self.pairs, self.model.device):
+            yield
 
 
 @contextmanager

@@ -13,3 +13,5 @@ TARGETS = {
     GGUF: "a GGUF adapter for llama.cpp; with --merged the whole model",
     OLLAMA: "GGUF and a Modelfile with the template and the stops of training",
 }
+OF_TEXTS = (PEFT, PLAIN)
+"""Those that also say what scores or embeds whole texts; what the others are written for gives answers alone."""

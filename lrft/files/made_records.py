@@ -32,6 +32,7 @@ class FidelityRecord(Record):
     target: str | None = None
     run: str = ""
     base: str = ""
+    labels: list[str] | None = None
     rank: int | None = None
     merged: bool = False
     tolerance: float = 0.0

@@ -206,7 +206,13 @@ def how_to_serve(path: Path, record: Exported) -> str:
         return how_to_load(path)
     if target == GGUF:
         return f"llama-server -m BASE.gguf --{PLAIN} {path / 'adapter.gguf'} --jinja"
-    return f"peft: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained({base!r}), {str(path)!r})"
+    labels = record.get("labels")
+    kind, more = (
+        ("CausalLM", "") if labels is None else ("SequenceClassification", f", num_labels={len(labels)}")
+    )
+    return (
+        f"peft: PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained({base!r}{more}), {str(path)!r})"
+    )
 
 
 def _is_exported(path: Path) -> bool:

@@ -7,17 +7,18 @@ from pathlib import Path
 from lrft.api.exporting.form import Form, Options, PeftFolder, Source
 from lrft.api.exporting.gguf import GgufFile, OllamaFolder
 from lrft.api.exporting.plain import PlainFolder, VllmFolder
-from lrft.api.opening.compared import chats, rows_to_compare, stops_of
+from lrft.api.opening.compared import as_trained, rows_to_compare
 from lrft.api.opening.open_run import open_run
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.data.eval_batches import eval_batches
 from lrft.export.card import base_told, exported_card, recipe_to_share
-from lrft.export.conversation import render
 from lrft.export.fidelity import Comparable, compare
 from lrft.export.push import check_repository, push
 from lrft.export.record import RECORD, Exported, sums
-from lrft.export.targets import GGUF, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
+from lrft.export.scored import compare_scores, scores_of
+from lrft.export.served import Served
+from lrft.export.targets import GGUF, OF_TEXTS, OLLAMA, PEFT, PLAIN, TARGETS, VLLM
 from lrft.export.write import check_free, whole_folder
 from lrft.files.write import write_in
 from lrft.model.origin import public_name
@@ -69,14 +70,12 @@ def export(
         check_repository(push_to)
     folder = find(run)
     folder.trusted = trust_remote_code
-    recipe, text, adaptation = open_run(folder)
+    recipe, text, adaptation = open_run(folder, scores=target in OF_TEXTS)
     if hides_units(adaptation.model):
         raise UsageError(
             f"--for {target}: no adapter says which heads and channels were pruned; use `lrft merge`"
         )
-    source = Source(
-        folder, recipe, text, adaptation.model, target, options, render(text.renderer, chats(recipe, text))
-    )
+    source = Source(folder, recipe, text, adaptation.model, target, options, as_trained(recipe, text))
     form = FORMS[target](source)
     result = folder.read(RESULT) if (folder.path / RESULT).is_file() else {}
     as_before = f"{out} is as it was; the same command exports from the start"
@@ -105,9 +104,9 @@ def _about(source: Source) -> Exported:
         "base": public_name(recipe.model.name),
         "quantization": recipe.quantization.method,
         "tolerance": recipe.export.tolerance,
-        "conversation": source.rendered,
-        "stops": stops_of(source.text),
         "told": [],
+        **({} if recipe.model.head is None else {"labels": list(recipe.model.head.labels)}),
+        **source.seen,
     }
 
 
@@ -124,6 +123,12 @@ def _measure(source: Source, written: Comparable | None) -> Exported:
     if rows_from == "data.train":
         say("data.eval: no held-out rows, so what was written was compared on rows of data.train")
     batches = list(eval_batches(rows, recipe.eval.batch_tokens, text.pad_id))
+    if source.model.labels:
+        assert isinstance(written, Served), "no other form takes what scores texts"
+        return {
+            **record,
+            **compare_scores(scores_of(source.model, batches), scores_of(written, batches).scores),
+        }
     return {**record, **compare(source.model, written, batches)}
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from lrft.build.text import Text
 from lrft.core.adapted import adapted
-from lrft.export.as_trained import Rendered
+from lrft.export.as_trained import AsTrained
 from lrft.export.card import tokens_told
 from lrft.export.fidelity import Comparable
 from lrft.export.own_form import why_own_form
@@ -19,6 +19,7 @@ from lrft.export.targets import PLAIN
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.model.stopping import trained_generation
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import UsageError
 from lrft.training.folder import RESULT, RunFolder
@@ -45,7 +46,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Source:
-    """The run that is exported, opened, and what it is exported for; the fixed conversation as training renders it."""
+    """The run that is exported, opened, and what it is exported for; what training saw of the fixed conversation."""
 
     folder: RunFolder
     recipe: Recipe
@@ -53,7 +54,7 @@ class Source:
     model: CausalLM
     target: str
     options: Options
-    rendered: Rendered
+    seen: AsTrained
 
 
 class Form:
@@ -68,7 +69,7 @@ class Form:
     def __init__(self, source: Source) -> None:
         self.source = source
         self.model, self.recipe, self.text = source.model, source.recipe, source.text
-        self.rendered = source.rendered
+        self.rendered = source.seen["conversation"]
         self.name = f"--for {source.target}"
         unset = Options()
         for option, value in vars(source.options).items():
@@ -94,11 +95,13 @@ class Form:
 
 
 def write_beside(place: Path, recipe: Recipe, text: Text, model: CausalLM) -> None:
-    """The tokenizer with its chat template, and where to stop, into a fresh folder."""
+    """The tokenizer with its chat template, and where to stop if it answers, into a fresh folder."""
+    text.tokenizer.save_pretrained(place)
+    if recipe.model.head is not None or embeds(recipe.objective.method):
+        return
     own = recipe.model.tokenizer is not None
     generation, _ = trained_generation(model.hf, text.tokenizer, text.stop_ids, text.pad_id, own)
     write_in(place / "generation_config.json", generation.to_json_string())
-    text.tokenizer.save_pretrained(place)
 
 
 class PeftFolder(Form):

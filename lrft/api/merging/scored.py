@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from lrft.api.merging.merge import Merge
-from lrft.core import stop
 from lrft.export.fidelity import Fidelity
-from lrft.export.scored import compare_scores
+from lrft.export.scored import compare_scores, scores_of
 from lrft.export.write import write_classifier
 from lrft.model.load import DTYPES
 from lrft.model.score_head import classifier, give_score_head, lacks_classifier, scores_on_disk
@@ -47,17 +45,11 @@ class ScoredMerge(Merge):
         record: Fidelity = {"rows": len(self.rows), "rows_from": self._compared[1], "generation": {}}
         if not self.rows:
             return record
-        ours, labels, texts = [], [], []
-        for row in self.rows:
-            stop.poll()
-            [batch] = self._batches([row])
-            assert batch.labels is not None
-            with torch.no_grad():
-                ours.append(self.model.scores(batch.to(self.model.device)).cpu())
-            labels.append(batch.labels)
-            texts += [document.input_ids for document in row.documents()]
+        # Row by row, as the texts of the files are: a batch has the longest rows first.
+        ours = scores_of(self.model, (batch for row in self.rows for batch in self._batches([row])))
+        texts = [document.input_ids for row in self.rows for document in row.documents()]
         theirs = scores_on_disk(place, texts, DTYPES[str(self.recipe.export.dtype)])
-        return {**record, **compare_scores(torch.cat(ours), theirs, torch.cat(labels), batch.pairs)}
+        return {**record, **compare_scores(ours, theirs)}
 
     def _base(self) -> CausalLM:
         dense = super()._base()

@@ -76,12 +76,12 @@ def open_checkpoint(folder: RunFolder, scores: bool = False) -> Opened:
     if recipe.model.head is not None and not scores:
         raise UsageError(
             f"{folder.path}: its model scores whole texts (model.head) and writes none; lrft eval scores it, lrft "
-            "merge makes a classifier of it, and adapter/ holds it as PEFT has it"
+            "merge makes a classifier of it, and lrft export --for peft writes its adapter"
         )
     if embeds(recipe.objective.method) and not scores:
         raise UsageError(
             f"{folder.path}: its model was trained to embed texts ({recipe.objective.method}) and writes none; lrft "
-            "eval scores it, lrft merge writes it, and adapter/ holds it as PEFT has it"
+            "eval scores it, lrft merge writes it, and lrft export --for peft its adapter"
         )
     saved = _open_checkpoint(folder, recipe)
     text = read_text(recipe, training=False, trust_remote_code=folder.trusted, today=folder.day)
