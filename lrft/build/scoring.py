@@ -22,7 +22,7 @@ from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS, directions
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import DataError, RecipeError
 from lrft.training.scorer import Metric, Scorer, Timed
 
 
@@ -97,7 +97,12 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
     """
     if recipe.train.eval_tasks_every is None and not tasks_at_end(recipe):
         return
-    results = evaluate_tasks(subject, tasks_of(recipe), 1, None, "")
+    try:
+        results = evaluate_tasks(subject, tasks_of(recipe), 1, None, "")
+    except DataError as error:
+        if recipe.train.eval_tasks_every is not None or recipe.eval.at_end is not None:
+            raise
+        raise DataError(f"{error}; or train without the scores by eval.at_end=false") from error
     metric = recipe.train.metric
     taken = [f"{task}.{name}" for task, result in results.items() for name in result.metrics]
     if metric != LOSS and metric not in taken:

@@ -256,6 +256,8 @@ def test_a_task_that_cannot_be_scored_is_refused_before_the_first_step(tiny_reci
     with pytest.raises(DataError, match="the reference has no number after"):
         train(load_recipe(tiny_recipe(tmp_path), [*SHORT, *task]), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    with pytest.raises(DataError, match=r"or train without the scores by eval\.at_end=false$"):
+        train(load_recipe(tiny_recipe(tmp_path), [*SHORT, "eval.tasks=[gsm8k]"]), tmp_path / "again")
 
 
 def test_scores_that_fail_at_the_end_leave_a_run_that_can_be_finished(tiny_recipe, tmp_path, monkeypatch):

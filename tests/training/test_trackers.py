@@ -14,7 +14,7 @@ from lrft.api.training.train import train
 from lrft.build.trackers import KINDS
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
-from lrft.registry.errors import Interrupted, MissingExtra, RecipeError
+from lrft.registry.errors import DataError, Interrupted, MissingExtra, RecipeError
 from tests.training.unbroken import stop_at
 
 SHORT = ["train.max_steps=3", "train.eval_every=2", "train.save_every=1"]
@@ -168,6 +168,8 @@ def test_a_tracker_is_sent_every_step_and_goes_on_where_it_was(
         found = {}
         for _, step, numbers in sent.numbers:
             found |= numbers if step == line["step"] else {}
+        scored = {name: found.pop(name) for name in list(found) if name.startswith("loss.")}
+        assert bool(scored) == (line["step"] == 3)  # and its scores at the end, where the recipe names tasks
         owed = key == "wandb" and line["step"] == 2  # the score that the signal cut short
         assert found == {
             name: v for name, v in line.items() if name != "step" and not (owed and "eval" in name)
@@ -176,6 +178,31 @@ def test_a_tracker_is_sent_every_step_and_goes_on_where_it_was(
     if key == "mlflow":
         assert sent.ended == ["first KILLED", "first FINISHED"] and sent.settings["adapter.rank"] == "4"
     assert capsys.readouterr().out == ""
+
+
+def scored(sent: Sent) -> dict[tuple[int, str], float]:
+    """Step and name -> what was sent of the task `loss`."""
+    all_numbers = [(step, name, v) for _, step, numbers in sent.numbers for name, v in numbers.items()]
+    return {(step, name): v for step, name, v in all_numbers if name.startswith("loss.")}
+
+
+@pytest.mark.parametrize("key", ASKED)
+def test_scores_at_the_end_are_sent_once_they_are_taken(recipe_file, tmp_path, monkeypatch, sent, key):
+    """In a later sitting too; a tracker whose steps only rise has them behind the last."""
+    loaded = load_recipe(recipe_file(), ["train.max_steps=2", "eval.limit=2", ASKED[key]])
+    with monkeypatch.context() as patch:
+
+        def stopped(*args):
+            raise DataError("the row cannot be scored")
+
+        patch.setattr("lrft.api.training.scores.evaluate_tasks", stopped)
+        with pytest.raises(DataError):
+            train(loaded, tmp_path / "run")
+    assert len(sent.ended) == 1 and not scored(sent)
+    scores = train(loaded, tmp_path / "run", resume=True)["scores"]
+    wanted = {f"{task}.{name}": value for task, one in scores.items() for name, value in one.items()}
+    assert scored(sent) == {(3 if key == "wandb" else 2, name): value for name, value in wanted.items()}
+    assert len(sent.ended) == 2
 
 
 @pytest.mark.parametrize("where", ["begin", "log", "end"])

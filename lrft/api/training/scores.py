@@ -10,6 +10,7 @@ from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.report import NotReported
 from lrft.evaluation.run import evaluate_tasks, metrics_of, scored_as
 from lrft.evaluation.subject import EvaluationStopped
+from lrft.training.trackers.tracker import trackers_of
 
 
 def score_at_end(job: Job) -> None:
@@ -44,7 +45,11 @@ def score_at_end(job: Job) -> None:
             kept = f"{saved}; add --resume to score the rest, and eval.at_end=false to end without"
             found = metrics_of(stopped.finished)
             raise stopped.telling(kept, {"scores": found} if found else None) from None
-    run.summary["scores"] = plain(metrics_of(results))
+    found = metrics_of(results)
+    run.summary["scores"] = plain(found)
+    numbers = {f"{task}.{name}": value for task, metrics in found.items() for name, value in metrics.items()}
+    for tracker in trackers_of(run):
+        tracker.scored(numbers, run.step)
 
 
 def _tell(error: NotReported) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +37,7 @@ from lrft.training.metrics import forget_peak_memory, peak_memory
 from lrft.training.numerics import numerics
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.profile import Profile
+from lrft.training.trackers.tracker import Tracker, trackers_of
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -142,10 +143,11 @@ def _train_in(
             write_start(job, loaded, trust_remote_code)
         if saved is not None and tensors is not None:
             go_on(job, saved, tensors)
-        _go_through(job)
-        took = Took(time.perf_counter() - began, peak_memory())
-        accelerator.wait_for_everyone()
-        score_at_end(job)
+        with _tracked(job):
+            _go_through(job)
+            took = Took(time.perf_counter() - began, peak_memory())
+            accelerator.wait_for_everyone()
+            score_at_end(job)
     if not lead:
         return {}
     found = {} if watch is None or watch.found is None else {"profile": plain(watch.found)}
@@ -160,7 +162,18 @@ def _go_through(job: Job) -> None:
             train_steps(job.run, steps, job.objective)
     finally:
         for callback in job.run.callbacks:
-            callback.close()
+            if not isinstance(callback, Tracker):
+                callback.close()
+
+
+@contextmanager
+def _tracked(job: Job) -> Iterator[None]:
+    """Trackers are still there when what was trained is scored; however it ends, none stays open."""
+    try:
+        yield
+    finally:
+        for tracker in trackers_of(job.run):
+            tracker.close()
 
 
 def _profile(job: Job, saved: OpenCheckpoint | None) -> Profile:

@@ -26,6 +26,7 @@ class Tracker(Callback):
         rewrites: whether more numbers of a step can be sent when a later call begins with that step.
         id: what the tracker calls this run; kept in the checkpoint, so that a resumed run goes on in the same place.
         complete: whether the last step was reached.
+        sent: the last step that this sitting sent numbers of.
     """
 
     key: ClassVar[str]
@@ -43,6 +44,7 @@ class Tracker(Callback):
         self.id: str | None = None
         self.complete = False
         self.works = False
+        self.sent = 0
         try:
             importlib.import_module(self.library)
         except ImportError:
@@ -76,9 +78,15 @@ class Tracker(Callback):
     def after_step(self, run: Run) -> None:
         numbers = {name: value for name, value in run.metrics.items() if isinstance(value, int | float)}
         self._attempt(lambda: self.log(numbers, run.step))
+        self.sent = run.step
 
     def finish(self, run: Run) -> None:
         self.complete = True
+
+    def scored(self, numbers: Mapping[str, float], step: int) -> None:
+        """Send what was scored after the last step; behind it where an earlier sitting sent its numbers."""
+        behind = not self.rewrites and self.sent != step
+        self._attempt(lambda: self.log(dict(numbers), step + behind))
 
     def close(self) -> None:
         self._attempt(self.end)
@@ -99,3 +107,8 @@ class Tracker(Callback):
             self.works = False
             reason = first_line(error)
             say(f"logging.{self.key}: failed, and the run goes on without it ({reason})")
+
+
+def trackers_of(run: Run) -> list[Tracker]:
+    """The trackers among the callbacks of a run."""
+    return [callback for callback in run.callbacks if isinstance(callback, Tracker)]
