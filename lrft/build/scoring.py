@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -16,14 +17,18 @@ from lrft.data.eval_batches import eval_batches
 from lrft.evaluation.loss import held_out_loss, row_losses, together
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import EvaluationStopped, Progress, Subject
+from lrft.evaluation.tasks._task import TaskResult
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.embedding_clashes import embedding_tasks, embeds
 from lrft.recipe.schema import Recipe
 from lrft.recipe.scores import LOSS, directions
 from lrft.registry.axes import TASKS
 from lrft.registry.config import MethodConfig, parse_choice
-from lrft.registry.errors import DataError, RecipeError
+from lrft.registry.errors import DataError, NumericalError, RecipeError
+from lrft.training.diagnose import first_module
 from lrft.training.scorer import Metric, Scorer, Timed
+
+FEW = 8  # rows
 
 
 def subject(
@@ -98,16 +103,28 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
     if recipe.train.eval_tasks_every is None and not tasks_at_end(recipe):
         return
     try:
-        results = evaluate_tasks(subject, tasks_of(recipe), 1, None, "")
+        results = _probed(recipe, subject)
     except DataError as error:
         if recipe.train.eval_tasks_every is not None or recipe.eval.at_end is not None:
             raise
         raise DataError(f"{error}; or train without the scores by eval.at_end=false") from error
+    except NumericalError as error:
+        with first_module(subject.model) as seen, suppress(NumericalError):
+            evaluate_tasks(subject, tasks_of(recipe), 1, None, "")
+        raise NumericalError(f"{error}, first in the output of {seen[0]}" if seen else str(error)) from None
     metric = recipe.train.metric
     taken = [f"{task}.{name}" for task, result in results.items() for name in result.metrics]
     if metric != LOSS and metric not in taken:
         message = f"the task does not take {metric} as it is set; choose one of {', '.join(taken)}"
         raise RecipeError(message, "train.metric")
+
+
+def _probed(recipe: Recipe, subject: Subject) -> dict[str, TaskResult]:
+    """The results of the first row, or where it has nothing to score of the first few: it would be left out."""
+    try:
+        return evaluate_tasks(subject, tasks_of(recipe), 1, None, "")
+    except DataError:
+        return evaluate_tasks(subject, tasks_of(recipe), FEW, None, "")
 
 
 def _loss(run: Run, batches: Mapping[str, Iterable[Batch]]) -> dict[str, float] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -63,8 +64,19 @@ def _keep(run: Run, batches: StepBatches) -> Path | None:
 
 
 def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
+    world = 1 if run.accelerator is None else run.accelerator.num_processes
+    with first_module(run.model) as seen, torch.no_grad():
+        for index, batch in enumerate(batches.micro_batches):
+            run.seed_draws(index * world + run.rank)
+            with computing(batch, run.seed_of_draws(index * world + run.rank)):
+                objective(run.model, batch.to(run.device), run)
+    return seen[0] if seen else ""
+
+
+@contextmanager
+def first_module(model: nn.Module) -> Iterator[list[str]]:
+    """Within it a list that holds, once there was one, the first module whose output was not finite."""
     seen: list[str] = []
-    handles = []
 
     def watch(name: str) -> Callable[[nn.Module, object, object], None]:
         def hook(module: nn.Module, inputs: object, output: object) -> None:
@@ -74,16 +86,9 @@ def _first_module(run: Run, batches: StepBatches, objective: Objective) -> str:
 
         return hook
 
-    for name, module in run.model.named_modules():
-        handles.append(module.register_forward_hook(watch(name)))
+    handles = [module.register_forward_hook(watch(name)) for name, module in model.named_modules()]
     try:
-        world = 1 if run.accelerator is None else run.accelerator.num_processes
-        with torch.no_grad():
-            for index, batch in enumerate(batches.micro_batches):
-                run.seed_draws(index * world + run.rank)
-                with computing(batch, run.seed_of_draws(index * world + run.rank)):
-                    objective(run.model, batch.to(run.device), run)
+        yield seen
     finally:
         for handle in handles:
             handle.remove()
-    return seen[0] if seen else ""

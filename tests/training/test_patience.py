@@ -260,6 +260,16 @@ def test_a_task_that_cannot_be_scored_is_refused_before_the_first_step(tiny_reci
         train(load_recipe(tiny_recipe(tmp_path), [*SHORT, "eval.tasks=[gsm8k]"]), tmp_path / "again")
 
 
+def test_a_first_row_with_nothing_to_score_is_left_out(tiny_recipe, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    pairs = [("many", "many " * 400), ("how many", "two")]
+    rows.write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in pairs))
+    short = ["~train.eval_every", "train.max_steps=2", "data.too_long=drop", "train.max_length=128"]
+    loaded = load_recipe(tiny_recipe(tmp_path), [*short, f"data.eval={rows}"])
+    scores = train(loaded, tmp_path / "run")["scores"]
+    assert scores["loss"]["left_out"] == 1 and scores["loss"]["loss"] > 0
+
+
 def test_scores_that_fail_at_the_end_leave_a_run_that_can_be_finished(tiny_recipe, tmp_path, monkeypatch):
     short = [*SHORT, "train.max_steps=2", "eval.at_end=true"]
     with monkeypatch.context() as patch:
