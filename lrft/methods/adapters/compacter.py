@@ -37,8 +37,9 @@ class Compacter(Adapter):
     feed-forward blocks of decoders.
     Departures: the width b is a setting; the authors divide hidden by 32, which for T5-base is 24. Norms of the base
     train where the recipe says so, as theirs do: `trainable: ['*norm*']`.
-    Advice: a learning rate of 3e-3. Attentions need layers k_proj and v_proj of one width, blocks the name mlp. It
-    cannot be merged, being no change of a weight.
+    Advice: a learning rate of 3e-3. Attentions need layers k_proj and v_proj of one width; blocks are those called
+    mlp, feed_forward or mlp_block, mixtures of experts as a whole among them, and a model without is refused. It cannot
+    be merged, being no change of a weight.
     """
 
     aliases = {
