@@ -15,6 +15,7 @@ from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError
 
 ALL = "all-linear"
+BLOCKS = ("mlp", "feed_forward", "mlp_block")  # what families call the module whose output joins the residual
 
 
 @dataclass(frozen=True)
@@ -60,14 +61,23 @@ def sites_of(model: CausalLM, kinds: tuple[str, ...]) -> dict[str, Site]:
 
 
 def mlp_sites(model: CausalLM) -> dict[str, Site]:
-    """Whole feed-forward blocks: the modules called `mlp` that hold linear layers."""
-    hidden = model.hf.config.get_text_config().hidden_size
-    widths: dict[str, int] = {}
-    for name, site in linear_sites(model).items():
-        if ".mlp." in name and site.kind == "linear":
-            block = name.rpartition(".mlp.")[0] + ".mlp"
-            widths[block] = max(widths.get(block, 0), site.in_features, site.out_features)
-    return {block: Site(block, hidden, hidden, kind="mlp", inner_features=w) for block, w in widths.items()}
+    """Whole feed-forward blocks: the modules that bear one of the names of `BLOCKS`, mixtures of experts among them.
+
+    Raises:
+        ValueError: there is none.
+    """
+    hidden, linear = model.hf.config.get_text_config().hidden_size, linear_sites(model)
+    found: dict[str, Site] = {}
+    for name, module in model.hf.named_modules():
+        if name.rpartition(".")[2] in BLOCKS and linear_shape(module) is None:
+            held = [
+                site for path, site in linear.items() if path.startswith(f"{name}.") and site.kind == "linear"
+            ]
+            inner = max((max(site.in_features, site.out_features) for site in held), default=0)
+            found[name] = Site(name, hidden, hidden, kind="mlp", inner_features=inner)
+    if not found:
+        raise ValueError(f"it has no feed-forward block called {', '.join(BLOCKS[:-1])} or {BLOCKS[-1]}")
+    return found
 
 
 def embedding_sites(model: CausalLM) -> dict[str, Site]:

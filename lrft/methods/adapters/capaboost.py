@@ -36,8 +36,10 @@ class CapaBoost(LowRank):
     arXiv 2407.01320, and the authors' code (LINs-lab/CapaBoost), whose defaults these are.
     Departures: masks come from the run's seed, site by site, where the code draws those of all layers from one stream.
     Copies share both factors from the start; in the code only A is copied when it is made, so B of the copies is random
-    until its first update. 2:4 masks are stored and multiplied as any other. Adapters and prefixes built the same way
-    are left out.
+    until its first update. The code holds both factors transposed: A then starts with the bound 1/sqrt(r), where the
+    paper has LoRA's start, and 2:4 groups run along the r components of A and the outputs of B, here along inputs and
+    components. Its norm for clipping counts a gradient once for every copy, here once. 2:4 masks are stored and
+    multiplied as any other. Adapters and prefixes built the same way are left out.
     """
 
     aliases = {

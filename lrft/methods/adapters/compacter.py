@@ -36,9 +36,11 @@ class Compacter(Adapter):
     2021, arXiv 2106.04647, and the authors' code (rabeehk/compacter); made for T5, carried here to attentions and
     feed-forward blocks of decoders.
     Departures: the width b is a setting; the authors divide hidden by 32, which for T5-base is 24. Norms of the base
-    train where the recipe says so, as theirs do: `trainable: ['*norm*']`.
-    Advice: a learning rate of 3e-3. Attentions need layers k_proj and v_proj of one width, blocks the name mlp. It
-    cannot be merged, being no change of a weight.
+    train where the recipe says so, as theirs do: `trainable: ['*norm*']`. Families that norm or scale what a block
+    gives (Gemma 2, OLMo 2, Granite) do so behind the bottleneck.
+    Advice: a learning rate of 3e-3. Attentions need layers k_proj and v_proj of one width; blocks are those called
+    mlp, feed_forward or mlp_block, mixtures of experts as a whole among them, and a model without is refused. It cannot
+    be merged, being no change of a weight.
     """
 
     aliases = {

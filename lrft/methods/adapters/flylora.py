@@ -35,7 +35,8 @@ class FlyLoRA(Routed, Adapter):
     Trains: r out numbers per site, of which a token uses k out. A and d are saved with them. The input is not kept for
     the backward pass, only h and what of it was chosen.
     Source: "FlyLoRA: Boosting Task Decoupling and Parameter Efficiency via Implicit Rank-Wise Mixture-of-Experts",
-    2025, arXiv 2510.08396, and flylora.py of the authors' code (gfyddha/FlyLoRA), whose defaults these are.
+    2025, arXiv 2510.08396, and flylora.py of the authors' code (gfyddha/FlyLoRA), whose defaults these are; d moves as
+    in its corrected release, where the first compares counts with the share k / r.
     Departures: settled here: where the two releases disagree, components are chosen by magnitude and x gets its
     gradient through A, as in flylora.py and by the paper's text; the fork of PEFT beside it chooses by sign and stops
     that gradient. d moves once a step, by all its micro-batches and processes and without padding; there in every pass.

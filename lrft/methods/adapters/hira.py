@@ -30,9 +30,10 @@ class HiRA(Pair):
     Trains: r (in + out) numbers per site. The change is formed from the decoded weight at every step and once more in
     the backward pass, and is not kept.
     Source: Huang et al., "HiRA: Parameter-Efficient Hadamard High-Rank Adaptation for Large Language Models", ICLR
-    2025. Formula, start and missing scale are those of PEFT's layer, checked on the same numbers; the paper was not
-    read.
-    Departures: no dropout, which PEFT's layer offers on the input of the change.
+    2025, and the authors' code (hqsiswiliam/hira); formula, start and missing scale are those of PEFT's layer too,
+    checked on the same numbers.
+    Departures: no dropout, which PEFT's layer offers on the input of the change; the authors' declares it and does
+    not use it, nor its scale.
     Advice: learning rates some ten times those of LoRA, as entries of W are small (PEFT's own run: 4.5e-3).
     """
 

@@ -19,7 +19,16 @@ from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
 
-LAST_MAPS = ("down_proj", "fc2", "dense_4h_to_h", "mlp.c_proj")  # of feed-forward blocks, by family
+LAST_MAPS = (  # of feed-forward blocks, by family
+    "down_proj",
+    "fc2",
+    "fc_out",
+    "dense_4h_to_h",
+    "mlp.c_proj",
+    "w2",
+    "output_linear",
+    "feed_forward.value",
+)
 
 
 def ia3_form_keys(config: IA3.Config, with_start: bool) -> dict[str, Json]:

@@ -52,7 +52,8 @@ class LaMDA(LoRA):
     Source: Azizi et al., "LaMDA: Large Model Fine-Tuning via Spectrally Decomposed Low-Dimensional Adaptation", 2024,
     arXiv 2406.12832, and the authors' code (ArminAzizi98/LaMDA), whose structure and start these are.
     Departures: settled here: the r in the number of columns, which the code lacks, so that there about 1 / `frozen_by`
-    columns rest at the end of a run and never all, as the paper has it; the code sets gradients to 0 alone. The paper's
+    columns rest at the end of a run and never all, as the paper has it; t are finished steps, the code counts the one
+    that is taken; the code sets gradients to 0 alone, so that momentum and weight decay go on. The paper's
     start from singular vectors of W is in no release, and which of them, and what S starts as, is not known: A is
     drawn, as in the code, and no `init` is offered. LaMDA++, ranks by spectrum, is left out for the same reason.
     Advice: the scripts have `rank: 64`, `alpha: 16`, `dropout: 0.1`, a learning rate of 3e-4.

@@ -59,8 +59,8 @@ class SelectiveLoRA(LowRank):
     Adaptive Parameter Sharing for Multi-Task Learning" (TAPS), CVPR 2022, arXiv 2203.16708, in the code of its first
     author (MattWallingford/TAPS).
     Departures: settled here from that code, as the paper's own values were not to be had: `score` 0.15, `threshold`
-    0.1 on the signed score, `strength` 1, the penalty after 2 of 30 epochs. Made for vision transformers, here on the
-    linear layers of a language model.
+    0.1 on the signed score, `strength` 1, the penalty after 2 of 30 epochs, as its option says (its loop, which counts
+    from 0, waits for 3 of 31). Made for vision transformers, here on the linear layers of a language model.
     Advice: no weight decay, which closes sites beside the penalty. With Adam a score moves by about the learning rate a
     step, so a run is long enough to close a site from 0.05 / rate steps on.
     """

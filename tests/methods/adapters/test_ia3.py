@@ -108,6 +108,27 @@ def test_it_goes_where_the_paper_puts_it():
     assert ADAPTERS.settings("ia3").targets == ["k_proj", "v_proj", "down_proj"]
 
 
+@pytest.mark.parametrize(
+    ("first", "last"),
+    [
+        ("mlp.up_proj", "mlp.down_proj"),
+        ("mlp.fc_in", "mlp.fc_out"),  # GPT-J, CodeGen
+        ("feed_forward.w3", "feed_forward.w2"),  # LFM2
+        ("block_sparse_moe.experts.0.w1", "block_sparse_moe.experts.0.w2"),  # Mixtral
+        ("shared_mlp.input_linear", "shared_mlp.output_linear"),  # GraniteMoeHybrid
+        ("feed_forward.key", "feed_forward.value"),  # RWKV
+        ("attention.value", "feed_forward.value"),
+        ("attn.c_proj", "mlp.c_proj"),  # GPT-2, StarCoder2
+        ("fc1", "fc2"),
+        ("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    ],
+)
+def test_the_inner_activation_is_the_input_of_the_last_map_whatever_a_family_calls_it(first, last):
+    config = IA3.Config(method="ia3")
+    assert config.scales_inputs(f"model.layers.0.{last}")
+    assert not config.scales_inputs(f"model.layers.0.{first}")
+
+
 def test_a_bias_that_trains_is_scaled_when_it_is_merged():
     site, _ = make(bias=False)
     site.adapter.site = Site("a", 16, 24, has_bias=True)
