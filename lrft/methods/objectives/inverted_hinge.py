@@ -98,7 +98,7 @@ def inverted_hinge(hidden: Tensor, head: Head, targets: Tensor, chunk: int = CHU
 
     def part(rows: Tensor, wanted: Tensor) -> Tensor:
         p = head.logits(rows).float().softmax(-1)
-        others = p.scatter(1, wanted[:, None], -1.0).amax(-1)
+        others = p.scatter(1, wanted[:, None], -1.0).max(-1).values  # of equal ones the first, as theirs
         return (1 + p.gather(1, wanted[:, None])[:, 0] - others).sum()
 
     if hidden.shape[0] == 0:

@@ -53,6 +53,15 @@ def test_the_derivatives_are_those_of_the_paper():
         torch.testing.assert_close(line, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_of_equal_runners_up_the_first_has_the_gradient_as_in_the_authors_code():
+    ours, theirs = (torch.tensor([[0.0, 1, 1, 1], [2, 2, 2, 2]]).requires_grad_(True) for _ in range(2))
+    targets = torch.tensor([2, 0])
+    on_logits(ours, targets).backward()
+    (2 * hinge_of_the_authors(theirs, targets)).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert ours.grad[1, 1] < 0 < ours.grad[1, 0] and ours.grad[1, 2] == ours.grad[1, 3] == 0
+
+
 def test_loss_and_gradient_are_those_that_the_authors_code_gives():
     """Figures of the hinge of their trainer, run once on these logits in float64."""
     k = torch.arange(35, dtype=torch.float64)
