@@ -14,7 +14,7 @@ Departures: settled here: the columns of 2 bits follow from the budget and are 9
 with the tuned layers of the block behind compressed blocks; the code measures each group with those before it, and then
 hands on the outputs of a block as its own inputs for the next group. The code writes what it rounded back as dense
 weights; here codes, scales and zero points are packed, and all their bytes are told: scales in float16 as
-GPTQ-for-LLaMa packs them, after the codes are found, or in float32 where float16 has no such numbers.
+GPTQ-for-LLaMa packs them, after the codes are found, or in float32 where all are too small for it.
 """
 
 from __future__ import annotations
@@ -117,10 +117,10 @@ def _rounded(bits: int, U: Tensor, S: Tensor, Vh: Tensor, moment: Tensor | None)
 
 
 def _packed(found: Rounded) -> Rounded:
-    """With scales in float16, unless one of them is too small for it."""
+    """With scales in float16, unless even the largest is too small for it."""
     half = found.scale.half()
-    exact = bool(((half.float() - found.scale).abs() <= HALF * found.scale).all())
-    return replace(found, scale=half) if exact else found
+    lost = (half.float() - found.scale).abs().max()
+    return replace(found, scale=half) if bool(lost <= HALF * found.scale.max()) else found
 
 
 def _values(part: Rounded | Tensor) -> Tensor:
