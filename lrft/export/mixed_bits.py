@@ -13,13 +13,14 @@ Departures: settled here: the columns of 2 bits follow from the budget and are 9
 4096 x 11008 1436, where the code writes 1428. S is float32, U and V are not rounded to bfloat16 before. X is measured
 with the tuned layers of the block behind compressed blocks; the code measures each group with those before it, and then
 hands on the outputs of a block as its own inputs for the next group. The code writes what it rounded back as dense
-weights; here codes, scales and zero points are packed, and all their bytes are told.
+weights; here codes, scales and zero points are packed, and all their bytes are told: scales in float16 as
+GPTQ-for-LLaMa packs them, after the codes are found, or in float32 where all are too small for it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -33,6 +34,7 @@ Groups = list[tuple[int, int]]
 LEADING = ((8, 2), (3, 32))  # of the authors' run.sh; the rest of the budget is of `REST` bits
 REST = 2
 WIDE = 16
+HALF = 2**-11  # what float16 rounds by
 GROUP = 128  # numbers of a row that share a scale
 
 
@@ -106,12 +108,19 @@ def _read(held: dict[str, Tensor], name: str, columns: int, bits: int) -> Rounde
 def _rounded(bits: int, U: Tensor, S: Tensor, Vh: Tensor, moment: Tensor | None) -> Vectors:
     if bits == WIDE:
         return Vectors(bits, U.half(), S.clone(), Vh.half())
-    V = gptq(Vh, moment, bits, GROUP, scale_dtype=torch.float16)
+    V = _packed(gptq(Vh, moment, bits, GROUP))
     behind = None
     if moment is not None:
         into = S[:, None] * V.dense()
         behind = into @ moment.float() @ into.mT
-    return Vectors(bits, gptq(U, behind, bits, GROUP, scale_dtype=torch.float16), S.clone(), V)
+    return Vectors(bits, _packed(gptq(U, behind, bits, GROUP)), S.clone(), V)
+
+
+def _packed(found: Rounded) -> Rounded:
+    """With scales in float16, unless even the largest is too small for it."""
+    half = found.scale.half()
+    lost = (half.float() - found.scale).abs().max()
+    return replace(found, scale=half) if bool(lost <= HALF * found.scale.max()) else found
 
 
 def _values(part: Rounded | Tensor) -> Tensor:

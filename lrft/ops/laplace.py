@@ -18,7 +18,8 @@ scripts (run_gpt_laplace, on ASDL: exact Fisher, factors over all tokens, 1/N on
 samples with 1e-6 on the diagonal) and their library bayesian_lora (roots of large factors by incremental SVDs, rank
 10).
 Departures: settled here: the exact Fisher and all tokens as in the scripts, where bayesian_lora samples labels and
-looks at the last token alone; padding is left out of A, which the scripts count. The variance is formed in the
+looks at the last token alone; padding is left out of A, which the scripts count; the output head, whose rows of the
+classes the scripts take in, bears no adapter in lrft. The variance is formed in the
 eigenbasis, which is the paper's Woodbury form without its difference of two large terms. `tau` is ours.
 """
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrft.export.mixed_bits import budget, compress, read_vectors
+from lrft.export.mixed_bits import _packed, budget, compress, read_vectors
+from lrft.ops.gptq import gptq
 
 
 def falling(out=48, into=40, power=1.5):
@@ -50,6 +51,69 @@ def test_mixed_bits_beat_two_bits_of_the_same_size_and_feedback_beats_nearest():
     assert sum(b * c for b, c in mixed) == sum(b * c for b, c in plain)
     assert left(mixed, moment) < 0.5 * left(plain, moment)
     assert left(mixed, moment) < left(mixed, None)
+
+
+def grid_of(x, bits):
+    """The scales and zero points of the authors' quantizer, per channel and not symmetric."""
+    low, high = (
+        torch.minimum(x.min(1)[0], torch.zeros(len(x))),
+        torch.maximum(x.max(1)[0], torch.zeros(len(x))),
+    )
+    scale = (high - low) / (2**bits - 1)
+    return scale, torch.round(-low / scale)
+
+
+def gptq_in_blocks(W, H, bits, block=128):
+    """GPTQ as GPTQ-for-LLaMa has it: act-order, groups and lazy updates by blocks of 128 columns, float32."""
+    W, H = W.clone(), H.clone()
+    order = torch.argsort(torch.diag(H), descending=True)
+    W, H, Q = W[:, order], H[order][:, order], torch.zeros_like(W)
+    H += 0.01 * torch.diag(H).mean() * torch.eye(len(H))
+    inverse = torch.linalg.cholesky(
+        torch.cholesky_inverse(torch.linalg.cholesky(H.double())), upper=True
+    ).float()
+    for first in range(0, W.shape[1], block):
+        last = min(first + block, W.shape[1])
+        scale, zero = grid_of(W[:, first:last], bits)
+        errors = torch.zeros(len(W), last - first)
+        for k in range(first, last):
+            w = W[:, k].clone()
+            Q[:, k] = scale * (torch.clamp(torch.round(w / scale) + zero, 0, 2**bits - 1) - zero)
+            errors[:, k - first] = (w - Q[:, k]) / inverse[k, k]
+            W[:, k:last] -= errors[:, k - first, None] * inverse[k, k:last]
+        W[:, last:] -= errors @ inverse[first:last, last:]
+    return Q[:, torch.argsort(order)]
+
+
+@pytest.mark.parametrize("into", [40, 200])
+def test_groups_are_rounded_as_by_the_authors_loop(into):
+    """V against the inputs, then U against what V makes of them; the float16 of the scales is all that differs."""
+    draws = torch.Generator().manual_seed(2)
+    change = torch.randn(150, 30, generator=draws) @ torch.randn(30, into, generator=draws) / into
+    X = torch.randn(3 * into, into, generator=draws) * torch.logspace(-1, 1, into)
+    U, S, Vh = torch.linalg.svd(change, full_matrices=False)
+    wanted, start = torch.zeros_like(change), 0
+    for bits, columns in ((8, 2), (3, 8), (2, 17)):
+        end = start + columns
+        V = gptq_in_blocks(Vh[start:end], X.T @ X, bits)
+        behind = X @ (S[start:end, None] * V).T
+        wanted += (gptq_in_blocks(U[:, start:end], behind.T @ behind, bits) * S[start:end]) @ V
+        start = end
+    found = sum(one.dense() for one in compress(change, [(8, 2), (3, 8), (2, 17)], X.T @ X))
+    assert (
+        float((found - wanted).norm() / wanted.norm()) < 1e-3 < float((found - change).norm() / change.norm())
+    )
+
+
+@pytest.mark.parametrize(("size", "dtype"), [(1.0, torch.float16), (1e-3, torch.float32)])
+def test_scales_are_float16_unless_all_are_too_small_for_it(size, dtype):
+    """Those of 8 bits are about a 255th of the vectors, whose entries are small where they are long."""
+    W = size * torch.randn(6, 200, generator=torch.Generator().manual_seed(3))
+    W[0] *= 1e-3  # one row alone may be, and is off by as much as others are
+    found = gptq(W, None, 8, 128)
+    packed = _packed(found)
+    assert packed.scale.dtype == dtype and torch.equal(packed.codes, found.codes)
+    assert float((packed.dense() - found.dense()).norm() / found.dense().norm()) < 1e-3
 
 
 def test_a_group_is_the_same_when_it_is_read_back():

@@ -173,7 +173,7 @@ VALUES_OF_OTHERS = [
     (SCHEDULE, "schedule: Cosine", "did you mean cosine?"),
     (SCHEDULE, "objective: sft", "write objective: cross_entropy"),
     (SCHEDULE, "objective: ppo", "lrft does not have ppo; known: abmll, autolora_robust, ba_lora, "),
-    (SCHEDULE, "objective: ipo", "write objective: {method: dpo, loss: ipo}"),
+    (SCHEDULE, "objective: ipo", "write objective: {method: dpo, loss: ipo, logprob: mean}"),
     (SCHEDULE, "trainable: lora", "it is an adapter: write adapter: lora"),
     (FORMAT, "format: alpaca", "write format: instruction"),
     (FORMAT, "format: messages", "write format: chat"),

@@ -27,8 +27,10 @@ class FedSB(FedAvg):
     equal weights, as is the default here.
     Departures: A and B stay in float32. The authors' script of several rounds adds the replies of a round to those of
     all rounds before, so that its averages are of old rounds too; here each is of its own round.
-    Advice: `adapter: {method: lora_xs, rank: 200, alpha: 16}`, `init: lora_sb`. The start is found from rows of all
-    clients, as if the server held them: who must not do that gives it an adapter (`model.adapter`) or `init: lora_xs`.
+    Advice: `adapter: {method: lora_xs, rank: 200, alpha: 200}`, `init: lora_sb`: alpha is the rank in the authors'
+    scripts, whatever they are told, so that s is 1 and a step of R one of the change. The start is found from rows of
+    all clients, as if the server held them: who must not do that gives it an adapter (`model.adapter`) or `init:
+    lora_xs`.
     """
 
     requires = {"core_matrix"}

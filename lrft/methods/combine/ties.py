@@ -26,7 +26,8 @@ class TIES(Trimming):
     Shapes: delta (out, in), written as factors of a rank that is asked for or follows from an error.
     Takes: two or more of any kind, by their changes.
     Source: Yadav et al., "TIES-Merging", NeurIPS 2023, arXiv 2306.01708, and PEFT's `ties_svd`, read in 0.21.2.
-    Departures: the sum of the weights divides nothing, as in PEFT. PEFT's `ties`, which trims the factors A and B apart
+    Departures: the sum of the weights divides nothing, as in PEFT. The authors' code keeps one entry more of a parent,
+    and lets most signs of all places decide where a sum is 0. PEFT's `ties`, which trims the factors A and B apart
     from each other and so no change of a weight, is not here.
     """
 

@@ -37,7 +37,7 @@ class FILA(Init):
     authors' code (alpha = 2 r, all linear layers, lr 1e-4 on LLaMA-2-7B).
     Departures: the SVD is exact; with `niter` it is randomised over 2 r directions, the authors' has r and niter 2.
     What is saved is the adapter and its start, where the authors' script saves the residual base alone. On quantized
-    bases the default is `residual: anchor`.
+    bases the default is `residual: anchor`. Dropout is refused, which would disturb the start; theirs is 0.05.
     """
 
     requires = {"low_rank", "linear_delta", "undropped", "backward"}

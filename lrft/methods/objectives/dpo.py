@@ -38,12 +38,13 @@ class DPO(Objective):
     Source: Rafailov et al., NeurIPS 2023, arXiv 2305.18290, and the authors' code (label smoothing too); IPO: Azar et
     al., 2023, arXiv 2310.12036; hinge: Zhao et al., "SLiC-HF", 2023, arXiv 2305.10425, in the form with a reference.
     Departures: the policy keeps the dropout of the recipe's adapter, which the authors turn off (write 0).
+    Advice: IPO as its authors ran it, and as TRL has it by their word, is of means over tokens: `logprob: mean`.
     """
 
     aliases = {
         "dpo sigmoid direct_preference_optimization": "objective: dpo\ndata: {format: preference}",
         "cdpo": "objective: {method: dpo, label_smoothing: 0.1}\ndata: {format: preference}",
-        "ipo": "objective: {method: dpo, loss: ipo}\ndata: {format: preference}",
+        "ipo": "objective: {method: dpo, loss: ipo, logprob: mean}\ndata: {format: preference}",
         "slic hinge": "objective: {method: dpo, loss: hinge}\ndata: {format: preference}",
     }
     provides = {"backward"}

@@ -16,22 +16,26 @@ from lrft.methods.objectives._latent import Prompts, decoder_layers, perturbed
 from lrft.methods.objectives._means import record_means
 from lrft.methods.objectives._reference import undropped
 from lrft.registry.axes import OBJECTIVES
-from lrft.registry.config import Annotated, Field, Iterator, MethodConfig, Problem, RecipeView
+from lrft.registry.config import ADDED, Annotated, Field, Iterator, MethodConfig, Problem, RecipeView
 from lrft.registry.errors import RecipeError
+
+DECAY = 0.01  # of AdamW as torch has it, by which the authors find a perturbation
+UNLIKELY = -5.0  # log-probability of a rejected token below which it is let be
 
 
 @OBJECTIVES.register
 class LatentAdversarial(Objective):
     """Targeted latent adversarial training on pairs: a defence against prompts that steer to the rejected answers.
 
-        D    = argmin over |D_{l,j}| <= `epsilon` of -sum over tokens of r of log p_D(r_t)
+        D    = argmin over |D_{l,j}| <= `epsilon` of -sum of log p_D(r_t) - `attack_away` sum of log (1 - p_D(c_t))
         loss = sum over pairs of -`toward` sum of log p_D(c_t) - `away` sum of log (1 - p_D(r_t))
                                  - `clean` sum of log p_0(c_t)
 
     with c the chosen and r the rejected answer, p_D the model whose residual stream after layer l has D_{l,j} added at
     token j of the prompt, for every l of `layers`, p_0 the model as it is. D is found anew for every micro-batch, from
-    0, by `steps` steps of Adam at rate `rate`, each followed by the projection of every token's vector to the norm
-    `epsilon`; in evaluation mode, and without gradients for what trains. The loop divides by the tokens of the step.
+    0, by `steps` steps of AdamW at rate `rate` with weight decay 0.01, each followed by the projection of every token's
+    vector to the norm `epsilon`; in evaluation mode, and without gradients for what trains. The loop divides by the
+    tokens of the step. A log (1 - p) counts where log p >= -5 alone.
 
     Shapes: D (layers, prompt tokens, d) in float32, one for both answers of a pair, gone after the micro-batch. At
     step 0 it is found against the base model. With `epsilon: 0` the loss is a supervised and an unlikelihood term. A
@@ -40,11 +44,13 @@ class LatentAdversarial(Objective):
     Trains: what the adapter trains, adds no parameter and keeps no state. Records, over this process's rejected tokens
     of the step: attack_before and attack_after, the mean of -log p(r_t) at D = 0 and at the last step but one of D.
     Source: Sheshadri et al., "Latent Adversarial Training Improves Robustness to Persistent Harmful Behaviors in LLMs",
-    2024, arXiv 2407.15549, and the authors' trainer, whose steps, rates, weights and epsilon these are.
+    2024, arXiv 2407.15549, and the authors' trainer, whose steps, rate, AdamW and bound of -5 these are; epsilon and
+    layers are set for each model there.
     Departures: settled here: with `layers: null` they are at a quarter, a half and three quarters of the depth (the
     authors name them for each model, the embedding too). The third term is of the pairs' own chosen answers, where the
-    authors have benign rows of another set (its weight is 0 here); tokens weigh alike in all terms, where the authors
-    take means over a batch. One step of the model for each D, where the trainer takes five. No data come with it.
+    authors have benign rows of another set (its weight is 0 here). Tokens weigh alike in all terms, where the authors
+    take the mean of each over a batch, and divide the weights by their sum. One step of the model for each D, as the
+    trainer's default is; its notebooks take several. No data come with it.
     """
 
     aliases = {
@@ -65,6 +71,11 @@ class LatentAdversarial(Objective):
         toward: float = Field(1.0, ge=0, description="weight of the chosen answer, perturbed")
         away: float = Field(1.0, ge=0, description="weight of what is not the rejected answer, perturbed")
         clean: float = Field(0.0, ge=0, description="weight of the chosen answer, not perturbed")
+        attack_away: Annotated[float, ADDED] = Field(
+            0.0,
+            ge=0,
+            description="weight of what is not the chosen answer, in what a perturbation is found by",
+        )
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """What is computed again in the backward pass would not be perturbed."""
@@ -87,7 +98,7 @@ class LatentAdversarial(Objective):
         with perturbed(layers, prompts, deltas):
             logprobs = token_logprobs(model, batch)
         loss = -config.toward * torch.where(chosen, logprobs, 0).sum()
-        loss = loss - config.away * torch.where(chosen, 0, log_rest(logprobs)).sum()
+        loss = loss - config.away * torch.where(chosen, 0, unlikelihood(logprobs)).sum()
         if config.clean:
             loss = loss - config.clean * torch.where(chosen, token_logprobs(model, batch), 0).sum()
         return loss
@@ -119,15 +130,19 @@ class LatentAdversarial(Objective):
                 width = model.hidden(batch).shape[-1]
             start = torch.zeros(prompts.count, width, device=batch.input_ids.device)
             deltas = [start.clone().requires_grad_(True) for _ in layers]
-            optimizer = torch.optim.Adam(deltas, lr=config.rate)
+            optimizer = torch.optim.AdamW(deltas, lr=config.rate, weight_decay=DECAY)
             for _ in range(config.steps if config.epsilon else 0):
                 with torch.enable_grad(), perturbed(layers, prompts, deltas):
-                    loss = -torch.where(rejected, token_logprobs(model, batch), 0).sum()
+                    logprobs = token_logprobs(model, batch)
+                    toward = -torch.where(rejected, logprobs, 0).sum()
+                    loss = (
+                        toward - config.attack_away * torch.where(rejected, 0, unlikelihood(logprobs)).sum()
+                    )
                 for delta, gradient in zip(deltas, torch.autograd.grad(loss, deltas), strict=True):
                     delta.grad = gradient
                 optimizer.step()
                 _project(deltas, config.epsilon)
-                losses.append(loss.detach())
+                losses.append(toward.detach())
         if run is not None and losses:
             sums = {"attack_before": losses[0], "attack_after": losses[-1]}
             record_means(run, "attacked_tokens", rejected.sum(), sums)
@@ -139,6 +154,11 @@ def _project(deltas: Sequence[Tensor], epsilon: float) -> None:
     """Shorten every token's vector that is longer than `epsilon`."""
     for delta in deltas:
         delta.div_((delta.norm(dim=-1, keepdim=True) / epsilon).clamp(min=1))
+
+
+def unlikelihood(logprobs: Tensor) -> Tensor:
+    """Log (1 - p) from log p, (N,); 0, and without a gradient, of what is unlikely already."""
+    return torch.where(logprobs.detach() < UNLIKELY, 0.0, log_rest(logprobs))
 
 
 def _of_chosen(batch: Batch) -> Tensor:

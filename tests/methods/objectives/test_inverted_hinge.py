@@ -11,6 +11,7 @@ from torch import nn
 
 from lrft.api.asking.evaluate import evaluate
 from lrft.api.training.train import train
+from lrft.core.team import ALONE
 from lrft.methods.objectives.inverted_hinge import inverted_hinge
 from lrft.ops.loss import Head
 from lrft.recipe.load import load_recipe
@@ -52,6 +53,15 @@ def test_the_derivatives_are_those_of_the_paper():
         torch.testing.assert_close(line, expected, rtol=1e-4, atol=1e-6)
 
 
+def test_of_equal_runners_up_the_first_has_the_gradient_as_in_the_authors_code():
+    ours, theirs = (torch.tensor([[0.0, 1, 1, 1], [2, 2, 2, 2]]).requires_grad_(True) for _ in range(2))
+    targets = torch.tensor([2, 0])
+    on_logits(ours, targets).backward()
+    (2 * hinge_of_the_authors(theirs, targets)).backward()
+    torch.testing.assert_close(ours.grad, theirs.grad)
+    assert ours.grad[1, 1] < 0 < ours.grad[1, 0] and ours.grad[1, 2] == ours.grad[1, 3] == 0
+
+
 def test_loss_and_gradient_are_those_that_the_authors_code_gives():
     """Figures of the hinge of their trainer, run once on these logits in float64."""
     k = torch.arange(35, dtype=torch.float64)
@@ -87,12 +97,68 @@ def test_loss_gradient_and_records_are_those_of_both_sets(retain):
         for token, last in zip(tokens, [prompt[-1], *tokens[:-1]], strict=True):
             p = table[:, last].exp()
             forget.append(1 + p[token] - max(p[v] for v in range(4) if v != token))
-    expected = sum(forget) + retain * sum(kept)
+    expected = sum(forget) / len(forget) + retain * sum(kept) / len(kept)
     expected.backward()
-    torch.testing.assert_close(loss, expected)
+    tokens = len(forget) + len(kept)  # the loop divides by these
+    torch.testing.assert_close(loss / tokens, expected)
+    model.logits.grad /= tokens
     torch.testing.assert_close(model.logits.grad, logits.grad, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(run.metrics["forget_loss"], torch.stack(forget).mean().detach())
     torch.testing.assert_close(run.metrics["retain_loss"], torch.stack(kept).mean().detach())
+
+
+class Learner(nn.Module):
+    """Logits that train, for each token before."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding.from_pretrained(torch.tensor(drawn(1)).log(), freeze=False)
+        identity = nn.Linear(4, 4, bias=False).requires_grad_(False)
+        identity.weight.copy_(torch.eye(4))
+        self.head = Head(identity)
+
+    def hidden(self, batch):
+        return self.embedding(batch.input_ids)
+
+
+def hinge_of_the_authors(preds, target):
+    """As their trainer has it, in the mode of Crammer and Singer with alpha 1."""
+    preds = preds.softmax(1)
+    hot = nn.functional.one_hot(target, preds.shape[1]).bool()
+    margin = preds[hot] - preds[~hot].view(preds.shape[0], -1).max(dim=1)[0]
+    return torch.clamp(1 + margin, 0).sum() / len(target)
+
+
+@pytest.mark.parametrize("cut", [[[0, 1, 2, 3]], [[0, 1], [2, 3]], [[1], [0, 2], [3]]])
+def test_five_steps_of_adam_are_those_of_the_authors_trainer_however_they_are_cut(cut):
+    """The mean hinge of the forget rows and the mean cross-entropy of the retain rows, which are as many, added."""
+    theirs, ours = Learner(), Learner()
+    sets = {
+        wanted: (
+            torch.tensor([b for p, y, w in ROWS if w is wanted for b in [p[-1], *y[:-1]]]),
+            torch.tensor([t for _, y, w in ROWS if w is wanted for t in y]),
+        )
+        for wanted in (False, True)
+    }
+    made, run = (
+        objective("inverted_hinge"),
+        SimpleNamespace(metrics={}, record=lambda **found: None, team=ALONE),
+    )
+    optimizers = [torch.optim.AdamW(one.parameters(), lr=0.1) for one in (theirs, ours)]
+    batches = [batch_of(*(judged(*ROWS[k]) for k in part)) for part in cut]
+    step = SimpleNamespace(micro_batch_count=len(cut), targets=sum(len(one.targets) for one in batches))
+    for _ in range(5):
+        (before, unwanted), (after, wanted) = sets[False], sets[True]
+        loss = hinge_of_the_authors(theirs.embedding(before), unwanted)
+        loss = loss + nn.functional.cross_entropy(theirs.embedding(after), wanted)
+        made.whole_step(run, step, lambda: ((batch, True) for batch in batches))
+        found = sum(made(ours, batch, run) for batch in batches) / made.divisor(step)
+        torch.testing.assert_close(found, loss)
+        for one, optimizer in zip((loss, found), optimizers, strict=True):
+            optimizer.zero_grad()
+            one.backward()
+            optimizer.step()
+    torch.testing.assert_close(ours.embedding.weight, theirs.embedding.weight, rtol=1e-4, atol=1e-5)
 
 
 def test_descent_lowers_what_is_to_be_forgotten_and_keeps_what_is_not():

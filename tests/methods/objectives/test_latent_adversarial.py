@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.data.collate import collate
 from lrft.data.encoded import Encoded
+from lrft.methods.objectives.latent_adversarial import unlikelihood
 from lrft.model.attention import register
 from lrft.model.causal_lm import CausalLM
 from lrft.recipe.load import load_recipe
@@ -76,7 +78,8 @@ def direct(model, pushes, toward=1.0, away=1.0, clean=0.0):
     total = 0.0
     for (prompt, chosen, rejected), push in zip(PAIRS, pushes, strict=True):
         total = total - toward * logprobs(model, prompt, chosen, push).sum()
-        total = total - away * (1 - logprobs(model, prompt, rejected, push).exp()).log().sum()
+        against = logprobs(model, prompt, rejected, push)
+        total = total - away * ((-torch.expm1(against)).log() * (against >= -5)).sum()
         total = total - clean * logprobs(model, prompt, chosen).sum()
     return total
 
@@ -117,6 +120,41 @@ def test_one_step_is_one_of_adam_from_nothing_and_the_model_learns_against_it(ep
     assert abs(loss.item() - direct(model, [{}, {}]).item()) > 1e-2
     for a, b in zip(gradients(model, loss), gradients(model, expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("epsilon", "away"), [(2.0, 0.0), (0.3, 0.0), (2.0, 1.5)])
+def test_five_steps_are_those_of_adamw_with_its_decay(epsilon, away):
+    """The authors name torch's AdamW and no decay, which is 0.01 then; after each step vectors are shortened."""
+    model, pushes = made().eval(), []
+    for prompt, chosen, rejected in PAIRS:
+        found = {k: torch.nn.Parameter(torch.zeros(len(prompt), 16)) for k in (0, 1)}
+        optimizer = torch.optim.AdamW(found.values(), lr=0.1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            loss = -logprobs(model, prompt, rejected, found).sum()
+            against = logprobs(model, prompt, chosen, found)
+            (loss - away * ((-torch.expm1(against)).log() * (against >= -5)).sum()).backward()
+            optimizer.step()
+            for push in found.values():
+                push.data.div_((push.data.norm(dim=-1, keepdim=True) / epsilon).clamp(min=1))
+        pushes.append({k: push.detach() for k, push in found.items()})
+    model.zero_grad()
+    settings = {"steps": 5, "epsilon": epsilon, "rate": 0.1, "attack_away": away}
+    loss = objective("latent_adversarial", **settings)(model, batch())
+    expected = direct(model, pushes)
+    torch.testing.assert_close(loss, expected, rtol=5e-5, atol=0)
+    for a, b in zip(gradients(model, loss), gradients(model, expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+
+
+def test_a_rejected_token_that_is_unlikely_already_is_let_be():
+    """As the loss of the authors' code, which takes its logarithm as 0 below a log-probability of -5."""
+    logprobs = torch.tensor([-0.1, -4.9, -5.1, -30.0], requires_grad=True)
+    found = unlikelihood(logprobs)
+    expected = [math.log(1 - math.exp(-0.1)), math.log(1 - math.exp(-4.9)), 0.0, 0.0]
+    assert found.tolist() == pytest.approx(expected, rel=1e-4)
+    found.sum().backward()
+    assert (logprobs.grad != 0).tolist() == [True, True, False, False]
 
 
 def test_more_steps_push_further_and_nothing_of_it_stays():
