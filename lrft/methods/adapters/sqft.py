@@ -52,10 +52,11 @@ class SQFT(OnGrid, Adapter):
     Source: Munoz et al., "SQFT: Low-cost Model Adaptation in Low-precision Sparse Foundation Models", EMNLP Findings
     2024, arXiv 2410.03750, and the authors' code: SparsePEFT, QA-SparsePEFT, elastic ranks.
     Departures: settled here: q and z are those of rounding to nearest, where the code has GPTQ's, and a storage of the
-    base (`quantization`) is beside it: the weight that is pruned and rounded is the one the storage reads back. The
-    gradient passes the bounds too, as in the code. Ranks of one block are drawn together, all maps of it; there is no
-    search for the best sub-adapter but the code's heuristic. The base keeps its pruned entries, which take part in
-    nothing while the adapter is on.
+    base (`quantization`) is beside it: the weight that is pruned and rounded is the one the storage reads back. What is
+    added to is Q(W_p), as where the code is given the rounded model alone; in its scripts it is W_p, with the same W'
+    at step 0. M has what was pruned, not what Q rounds to 0. The gradient passes the bounds too, as in the code. Ranks
+    of one block are drawn together, all maps of it; there is no search for the best sub-adapter but the code's
+    heuristic. The base keeps its pruned entries, which take part in nothing while the adapter is on.
     Advice: the authors' runs have rank 32, alpha 64, dropout 0.1, learning rate 3e-4, with `bits: 4` 1e-4, and W_p at
     half the entries. `lrft merge --dtype float32` keeps W' to the last bit, and so does `--requantize
     int_groups` in its bits; zeros stay zeros in any precision.

@@ -55,7 +55,7 @@ class AirLLM(Dynamic):
     `unknown_token`. A vector that costs more than the channel carries (cost > 1) earns its reward at once and another
     is drawn, until one fits: the step is trained with that. After `episode` vectors actor and critic learn by PPO
     (gamma = `gamma`), and then the diffusion from all vectors so far, once there are `warmup`; each episode begins at
-    ranks R / 2. What is scored, saved and merged is what the last step showed.
+    half of what every site can have. What is scored, saved and merged is what the last step showed.
 
     Shapes: A (R, in), B (out, R) of `adapter: svd_lora`, by default with `draw: orthonormal` and a capacity of
     min(R, in, out). E = 0, so nothing changes at step 0.
@@ -173,8 +173,7 @@ class AirLLM(Dynamic):
 
     def _begin(self, run: Run) -> None:
         """The first state of an episode."""
-        top = max(self.capacities)
-        self._show([max(self.config.min_rank, top // 2)] * len(self.adapters))
+        self._show([max(self.config.min_rank, adapter.capacity // 2) for adapter in self.adapters.values()])
         self.channel.draw(run.generator)
         self.tokens = describe_tokens(run, self.config.unknown_token)
 

@@ -103,6 +103,18 @@ def test_what_does_not_fit_earns_the_penalty_and_uses_up_no_step(monkeypatch):
     assert refused > 0 and run.step == STEPS
 
 
+def test_an_episode_begins_at_half_of_what_each_site_can_have():
+    run = make()
+    run.seed_step()
+    run.micro_batches = []
+    method, (first, *others) = run.callbacks[0], run.callbacks[0].adapters
+    narrow = method.adapters[first]  # a layer that is narrower than the rank of the others
+    narrow.A, narrow.B = nn.Parameter(narrow.A[:2]), nn.Parameter(narrow.B[:, :2])
+    narrow.E, narrow.mask = nn.Parameter(narrow.E[:2]), narrow.mask[:2]
+    method._begin(run)
+    assert method.ranks == {first: 1, **dict.fromkeys(others, RANK // 2)}
+
+
 def test_a_run_is_a_function_of_its_seed():
     def ranks(seed):
         run = make(seed=seed)
