@@ -148,7 +148,7 @@ class SQFT(OnGrid, Adapter):
             weight: (out, in).
         """
         many = weight.shape[1] if self.config.sparsity is None else self.kept_per_row
-        places = size.float().sort(dim=1, descending=True, stable=True).indices[:, :many]
+        places = size.float().sort(dim=1, stable=True).indices[:, weight.shape[1] - many :]
         kept = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, places, True)
         self.mask = pack_bits(kept & (weight != 0))
         self.chosen = True

@@ -46,6 +46,11 @@ def test_the_merge_has_the_zeros_of_the_pruned_weight_and_no_fewer(settings):
     assert (weight.abs().masked_fill(kept, 0).amax(1) <= smallest).all()
 
 
+def test_of_weights_of_one_size_the_first_are_pruned_as_in_wandas_code():
+    site, _ = make(weight=torch.ones(24, 32))
+    assert torch.equal(site.adapter.kept(), (torch.arange(32) >= 16).expand(24, 32))
+
+
 def test_without_bits_it_is_a_masked_lora_on_the_pruned_weight():
     site, weight = make()
     adapter = site.adapter
