@@ -41,10 +41,11 @@ class ZeroQAT(RoundedChange):
     (Skilteee/ZeroQAT).
     Departures: D is beside a frozen W and float32, where the code moves W in half precision, which loses updates far
     below it. Every layer is smoothed, by the one t, and its inputs are divided where they come in; the code leaves out
-    the layers behind attention and in the middle of the feed-forward block, has a t for each input of LLaMA, shifts
-    the inputs of OPT too, and rounds queries, keys and values. Its steps are at least 1e-4. Exponents t do not train.
-    The lightweight variant, in which most weights are rounded once and rest, is `targets` or `layers` with
-    `quantization: nf4`; memory as in the paper is not promised.
+    the layers behind attention and in the middle of the feed-forward block, has a t for each input of LLaMA, shifts the
+    inputs of OPT too, and rounds queries, keys and values. Its steps are at least 1e-4, and norms, biases and
+    embeddings move too: `trainable` names them. Exponents t do not train. The lightweight variant, in which most
+    weights are rounded once and rest, is `targets` or `layers` with `quantization: nf4`; memory as in the paper is not
+    promised.
     Advice: the scripts have `eps: 1e-3`, `lr: 1e-7`, 8,000 steps at a constant rate, t = 0.75 for OPT. A step of the
     grid must not be far larger than eps, or both points round to one model. `optimizer: mezo` with `adapter: l4q`
     trains the steps of the grid and low-rank factors in the same way.
