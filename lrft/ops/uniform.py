@@ -1,4 +1,4 @@
-"""Evenly spaced numbers with an exact 0: a step, an integer zero point, and rounding onto them."""
+"""Evenly spaced numbers: a step, an integer zero point, and rounding onto them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,14 @@ class Grid(NamedTuple):
     most: int
 
     @classmethod
-    def over(cls, numbers: Tensor, bits: int, clip: float = 1.0) -> Grid:
-        """From the smallest of each last dimension, or 0, to the largest, or 0, both times `clip`."""
-        low = numbers.amin(-1, keepdim=True).clamp_max(0) * clip
-        high = numbers.amax(-1, keepdim=True).clamp_min(0) * clip
+    def over(cls, numbers: Tensor, bits: int) -> Grid:
+        """From the smallest of each last dimension, or 0, to the largest, or 0: an exact 0 is on it."""
+        low, high = numbers.amin(-1, keepdim=True), numbers.amax(-1, keepdim=True)
+        return cls.between(low.clamp_max(0), high.clamp_min(0), bits)
+
+    @classmethod
+    def between(cls, low: Tensor, high: Tensor, bits: int) -> Grid:
+        """From about `low` to about `high`, each a multiple of the step."""
         most = 2**bits - 1
         step = ((high - low) / most).clamp_min(TINY)
         return cls(step, (-low / step).round(), most)
@@ -46,5 +50,12 @@ class Grid(NamedTuple):
 
 
 def rounded_rows(numbers: Tensor, bits: int | None, clip: float = 1.0) -> Tensor:
-    """Every last dimension on a grid of its own; None leaves the numbers as they are."""
-    return numbers if bits is None else Grid.over(numbers, bits, clip).nearest(numbers)
+    """Every last dimension on a grid of its own, from its smallest to its largest number, both times `clip`.
+
+    Args:
+        bits: None leaves the numbers as they are.
+    """
+    if bits is None:
+        return numbers
+    low, high = numbers.amin(-1, keepdim=True) * clip, numbers.amax(-1, keepdim=True) * clip
+    return Grid.between(low, high, bits).nearest(numbers)

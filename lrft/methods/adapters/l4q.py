@@ -43,11 +43,12 @@ class L4Q(Adapter):
     Trains: r (in + out) + 2 out in / `group_size` numbers per site. The pass keeps x alone: W' and G are formed again
     in the backward pass, layer by layer, and freed.
     Source: Jeon et al., "L4Q: Parameter Efficient Quantization-Aware Training on Large Language Models via LoRA-wise
-    LSQ", 2024, arXiv 2402.04902, known here by two descriptions of its text that agree; no code is published.
+    LSQ", 2024, arXiv 2402.04902, known here by two descriptions of its text that agree; a public code of the layer,
+    whose authors are not known, gives the same outputs, dA, dB and, up to a factor, dq.
     Departures: settled here: LSQ's factor 1 / sqrt(N P) on dq is left out, as the formulas have none and Adam's steps
-    do not depend on it; `alpha` is that of LoRA here, the paper's is not known. b begins to move where weights are cut
-    off. No dropout, which has no place in a merged weight; no warm-up of the factors before the rounding, which the
-    paper found to change little.
+    do not depend on it; that code has one on dq and db, whose value it does not say. `alpha` is that of LoRA here, the
+    paper's is not known. b begins to move where weights are cut off. No dropout, which has no place in a merged weight;
+    no warm-up of the factors before the rounding, which the paper found to change little.
     Advice: 4 and 3 bits are the paper's, with groups of 128. `lrft merge` writes W' as dense weights, on the grid to
     the last bit with `--dtype float32`. No weight decay, which would pull the steps to 0.
     """

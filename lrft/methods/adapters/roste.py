@@ -29,9 +29,9 @@ class RoSTE(Keeping, RoundedChange):
         R = I, or diag(s) H with s random signs and H a Walsh-Hadamard matrix over the square root of its order
 
     Qw rounds every row of weights to `bits`, Qx every token to `activation_bits`, onto q (n - z), n = 0 ... 2^bits - 1,
-    with q = c (max - min) / (2^bits - 1), z = round(-c min / q), c = `clip`, 0 among the numbers of max and min. The
-    gradients pass both roundings as if there were none: dD = (dy^T Qx(x R)) R^T. `init: roste` gives each layer the R
-    of less error before training, and it stays. Without `activation_bits` weights alone are rounded; then
+    with q = c (max - min) / (2^bits - 1), z = round(-c min / q), c = `clip`. The gradients pass both roundings as if
+    there were none: dD = (dy^T Qx(x R)) R^T. `init: roste` gives each layer the R of less error before training, and it
+    stays. Without `activation_bits` weights alone are rounded; then
 
         W' = Qw((W + D) R) R^T
 
@@ -51,11 +51,10 @@ class RoSTE(Keeping, RoundedChange):
     Models", 2025, arXiv 2502.09003: layer, choice, estimator and quantizer; the authors' code (Hong-Lab-UMN-ECE/RoSTE)
     for which numbers of the cache share a step, and where they are rounded.
     Departures: R is of each layer by itself, on its inputs and its weight, where the paper shares one between blocks
-    (on which it rotates outputs and embeddings too) and searches the rest. 0 is among the numbers of every grid; the
-    code's need not have it. What is rounded of the cache is stored in the model's precision: the numbers are those of
-    `cache_bits`, the memory is not. Settled here: the signs come before H, since behind it they would only flip
-    what is rounded; a width that is no power of two is rotated in blocks of the largest power that divides it. D is
-    beside a frozen W, so weight decay pulls to the pretrained weights.
+    (on which it rotates outputs and embeddings too) and searches the rest. What is rounded of the cache is stored in
+    the model's precision: the numbers are those of `cache_bits`, the memory is not. Settled here: the signs come before
+    H, since behind it they would only flip what is rounded; a width that is no power of two is rotated in blocks of the
+    largest power that divides it. D is beside a frozen W, so weight decay pulls to the pretrained weights.
     Advice: the paper's is 4 bits for all three, c of 1, 0.95 or 0.9, AdamW at 3e-6 to 3e-5 (Pythia), 1e-6 to 5e-6
     (Llama 3.1 8B). Rotating every layer can break a model: the choice is the method.
     """

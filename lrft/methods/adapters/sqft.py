@@ -32,14 +32,15 @@ class SQFT(OnGrid, Adapter):
 
         W_p = W * M
         W'  = W_p + s (B A) * M                              y = x W_p^T + drop(x) (W' - W_p)^T + b
-        W'  = q (n - z),  n = Q(Q(W_p) + s (B A) * M)        y = drop(x) W'^T + b          with `bits`
-        Q(V): n = min(max(round(V / q) + z, 0), 2^bits - 1), taken as q (n - z) inside Q
+        W'  = q (n - z),  n = Q(W_p + s (B A) * M)           y = drop(x) W'^T + b          with `bits`
+        Q(V): n = min(max(round(V / q) + z, 0), 2^bits - 1)
 
     with s = `alpha` / R, R = `rank`, * entry by entry, drop dropout of probability `dropout`, M the mask of kept
     entries: of every row the share `sparsity` is 0, those of least |W_ij| |x_j| by `init: wanda`. `sparsity: null`
     takes a base that is sparse already: M = (W != 0). q and z are of each `group_size` weights of a row of W_p, which
     they span from end to end, 0 included, q as half precision has it; z is an integer, so 0 stays exactly 0. They are
-    frozen, and gradients pass through both roundings.
+    frozen, and gradients pass through the rounding. With `rounded_base: true` W_p is itself rounded before the sum, so
+    that a change below q / 2 changes nothing: what the authors' code does where it is given a rounded base alone.
 
     `ranks: [32, 24, 16]` is neural low-rank adapter search: every step trains B[:, :k] A[:k] with k drawn from these
     for each attention and each feed-forward block, s stays; outside of steps, and in the merge, k is the middle one
@@ -52,10 +53,10 @@ class SQFT(OnGrid, Adapter):
     Source: Munoz et al., "SQFT: Low-cost Model Adaptation in Low-precision Sparse Foundation Models", EMNLP Findings
     2024, arXiv 2410.03750, and the authors' code: SparsePEFT, QA-SparsePEFT, elastic ranks.
     Departures: settled here: q and z are those of rounding to nearest, where the code has GPTQ's, and a storage of the
-    base (`quantization`) is beside it: the weight that is pruned and rounded is the one the storage reads back. The
-    gradient passes the bounds too, as in the code. Ranks of one block are drawn together, all maps of it; there is no
-    search for the best sub-adapter but the code's heuristic. The base keeps its pruned entries, which take part in
-    nothing while the adapter is on.
+    base (`quantization`) is beside it: the weight that is pruned and rounded is the one the storage reads back. M has
+    what was pruned, not what a rounded base has at 0 beyond it. The gradient passes the bounds too, as in the code.
+    Ranks of one block are drawn together, all maps of it; there is no search for the best sub-adapter but the code's
+    heuristic. The base keeps its pruned entries, which take part in nothing while the adapter is on.
     Advice: the authors' runs have rank 32, alpha 64, dropout 0.1, learning rate 3e-4, with `bits: 4` 1e-4, and W_p at
     half the entries. `lrft merge --dtype float32` keeps W' to the last bit, and so does `--requantize
     int_groups` in its bits; zeros stay zeros in any precision.
@@ -87,6 +88,7 @@ class SQFT(OnGrid, Adapter):
             None, description="bits of a merged weight; null leaves it unrounded"
         )
         group_size: int = Field(128, gt=0, description="weights of a row that share a step, with `bits`")
+        rounded_base: bool = Field(False, description="with `bits`, what is added to is rounded itself")
         ranks: list[int] | None = Field(
             None, min_length=2, description="ranks that steps are drawn from; the largest is `rank`"
         )
@@ -147,7 +149,7 @@ class SQFT(OnGrid, Adapter):
             weight: (out, in).
         """
         many = weight.shape[1] if self.config.sparsity is None else self.kept_per_row
-        places = size.float().sort(dim=1, descending=True, stable=True).indices[:, :many]
+        places = size.float().sort(dim=1, stable=True).indices[:, weight.shape[1] - many :]
         kept = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, places, True)
         self.mask = pack_bits(kept & (weight != 0))
         self.chosen = True
@@ -189,8 +191,8 @@ class SQFT(OnGrid, Adapter):
         sparse = self.pruned(weight.float())
         if self.config.bits is None:
             return (sparse + self.masked()).to(weight.dtype)
-        exact = self._rounded(sparse) + self.masked()
-        return straight_through(exact, self._rounded).to(weight.dtype)
+        start = self._rounded(sparse) if self.config.rounded_base else sparse
+        return straight_through(start + self.masked(), self._rounded).to(weight.dtype)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         return (self.merged(weight.float()) - weight).to(weight.dtype)

@@ -20,17 +20,17 @@ SMALLEST = 1e-5  # of a largest magnitude that smoothing divides by
 
 @ADAPTERS.register
 class ZeroQAT(RoundedChange):
-    """Zeroth-order quantization-aware training: smoothed and rounded anew at both points of every step.
+    """Zeroth-order quantization-aware training: smoothed, and rounded anew at both points of every step.
 
         y = Qx(x / v) Qw((W + D) v)^T + b
-        v_j = a_j^t / w_j^(1 - t),  a_j = max |x_j|,  w_j = max over rows of |W_ij + D_ij|
+        v_j = a_j^t / w_j^(1 - t),  a_j = max |x_j|,  w_j = max over rows of |W_ij|
         g = (L(D + eps z) - L(D - eps z)) / (2 eps),  D <- D - lr g z                     `optimizer: mezo`
 
     with t = `smoothing`, v = 1 where it is null. Qw rounds every row of weights, or each `group_size` of a row, to
-    `bits`, Qx every token to `activation_bits`, both onto evenly spaced numbers from the smallest, or 0, to the
-    largest, or 0, an exact 0 among them. a is measured once, by `init: smoothquant`; v and both grids follow D, so they
-    are others at D + eps z and D - eps z. D itself is never rounded. Without `activation_bits` weights alone are
-    rounded; then
+    `bits`, Qx every token to `activation_bits`, both onto q (n - z), n = 0 ... 2^bits - 1, with
+    q = (max - min) / (2^bits - 1), z = round(-min / q). a is measured once, by `init: smoothquant`, and v stays; the
+    grids follow D, so they are others at D + eps z and D - eps z. D itself is never rounded. Without `activation_bits`
+    weights alone are rounded; then
 
         W' = Qw((W + D) v) / v
 
@@ -38,13 +38,17 @@ class ZeroQAT(RoundedChange):
     Trains: out in numbers per site in float32, in files as large as the model. With `optimizer: mezo` no gradient, no
     moments and no activation of a backward pass: a pass has one layer's rounded weight at a time.
     Source: ZeroQAT, "End-to-End On-Device Quantization-Aware Training for LLMs at Inference Cost", 2025, and its code
-    (Skilteee/ZeroQAT), known here by a description of the main loop.
+    (Skilteee/ZeroQAT).
     Departures: D is beside a frozen W and float32, where the code moves W in half precision, which loses updates far
-    below it. Exponents t do not train. The lightweight variant, in which most weights are rounded once and rest, is
-    `targets` or `layers` with `quantization: nf4`; memory as in the paper is not promised.
-    Advice: the scripts have `eps: 1e-3`, `lr: 1e-7`, 8,000 steps at a constant rate. A step of the grid must not be far
-    larger than eps, or both points round to one model. `optimizer: mezo` with `adapter: l4q` trains the steps of the
-    grid and low-rank factors in the same way.
+    below it. Every layer is smoothed, by the one t, and its inputs are divided where they come in; the code leaves out
+    the layers behind attention and in the middle of the feed-forward block, has a t for each input of LLaMA, shifts the
+    inputs of OPT too, and rounds queries, keys and values. Its steps are at least 1e-4, and norms, biases and
+    embeddings move too: `trainable` names them. Exponents t do not train. The lightweight variant, in which most
+    weights are rounded once and rest, is `targets` or `layers` with `quantization: nf4`; memory as in the paper is not
+    promised.
+    Advice: the scripts have `eps: 1e-3`, `lr: 1e-7`, 8,000 steps at a constant rate, t = 0.75 for OPT. A step of the
+    grid must not be far larger than eps, or both points round to one model. `optimizer: mezo` with `adapter: l4q`
+    trains the steps of the grid and low-rank factors in the same way.
     """
 
     aliases = {
@@ -86,24 +90,24 @@ class ZeroQAT(RoundedChange):
         self.register_buffer("a", torch.ones(site.in_features))
 
     @torch.no_grad()
-    def smooth(self, V: Tensor) -> Tensor:
-        """The factors v (in,) of a weight V (out, in); training sees constants."""
+    def smooth(self, weight: Tensor) -> Tensor:
+        """The factors v (in,) of the frozen weight W (out, in)."""
         if self.config.smoothing is None:
-            return V.new_ones(V.shape[1])
-        widest = V.abs().amax(0).clamp_min(SMALLEST)
+            return weight.new_ones(weight.shape[1])
+        widest = weight.abs().amax(0).clamp_min(SMALLEST)
         t = self.config.smoothing
         return (self.a.clamp_min(SMALLEST) ** t / widest ** (1 - t)).clamp_min(SMALLEST)
 
     def merged(self, weight: Tensor) -> Tensor:
-        V = weight.float() + self.D
-        v = self.smooth(V)
-        return (self._rounded(V * v) / v).to(weight.dtype)
+        W = weight.float()
+        v = self.smooth(W)
+        return (self._rounded((W + self.D) * v) / v).to(weight.dtype)
 
     def forward(self, x: Tensor, base: FrozenLinear) -> Tensor:
-        V = base.weight().float() + self.D
-        v = self.smooth(V)
+        W = base.weight().float()
+        v = self.smooth(W)
         seen = straight_through(x.float() / v, lambda u: rounded_rows(u, self.config.activation_bits))
-        return dense_linear(seen.to(x.dtype), self._rounded(V * v), base.bias)
+        return dense_linear(seen.to(x.dtype), self._rounded((W + self.D) * v), base.bias)
 
     def _rounded(self, weight: Tensor) -> Tensor:
         groups = weight.unflatten(1, (-1, self.config.group_size or weight.shape[1]))

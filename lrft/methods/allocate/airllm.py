@@ -49,13 +49,13 @@ class AirLLM(Dynamic):
         reward = -loss - `cost_weight` cost;  where cost > 1:  -(`penalty` + `cost_weight`) cost, and nothing is trained
         loss  += `orthogonality` * mean_i (||A_i A_i^T - I||_F^2 + ||B_i^T B_i - I||_F^2) over the shown components
 
-    with R = the highest `adapter.rank`; a site shows its first r_i components. snr (dB) and bandwidth (Hz) are drawn
-    for every vector of ranks from `snr_db` and `bandwidth`, and stand in the state as places in their ranges; entropy
-    is that of the last step's tokens over the logarithm of how many kinds there are, unknown the share of
-    `unknown_token`. A vector that costs more than the channel carries (cost > 1) earns its reward at once and another
-    is drawn, until one fits: the step is trained with that. After `episode` vectors actor and critic learn by PPO
-    (gamma = `gamma`), and then the diffusion from all vectors so far, once there are `warmup`; each episode begins at
-    ranks R / 2. What is scored, saved and merged is what the last step showed.
+    with R = the highest `adapter.rank`; a site shows its first r_i components, at most as many as it has. snr (dB) and
+    bandwidth (Hz) are drawn for every vector of ranks from `snr_db` and `bandwidth`, and stand in the state as places
+    in their ranges; entropy is that of the last step's tokens over the logarithm of how many kinds there are, unknown
+    the share of `unknown_token`. A vector that costs more than the channel carries (cost > 1) earns its reward at once
+    and another is drawn, until one fits: the step is trained with that. After `episode` vectors actor and critic learn
+    by PPO (gamma = `gamma`), and then the diffusion from all vectors so far, once there are `warmup`; each episode
+    begins at half of what every site can have. What is scored, saved and merged is what the last step showed.
 
     Shapes: A (R, in), B (out, R) of `adapter: svd_lora`, by default with `draw: orthonormal` and a capacity of
     min(R, in, out). E = 0, so nothing changes at step 0.
@@ -128,11 +128,14 @@ class AirLLM(Dynamic):
         self.channel = Channel(config.snr_db, config.bandwidth, config.latency, config.bits)
         self.tokens = [0.0, 0.0]
         self.tried: Tried | None = None
+        self.highest = 0  # adapter.rank, which layers narrower than it do not have
         self.loaded: PolicyState | None = None
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan with the published A and B, where the lowest ranks fit through the channel."""
-        check_room(self.channel, [entry for entry in plan.values() if entry.config], self.config.min_rank)
+        adapted = [entry for entry in plan.values() if entry.config]
+        check_room(self.channel, adapted, self.config.min_rank)
+        self.highest = max((entry.rank or 0 for entry in adapted), default=0)
         plan = super().plan(plan, evidence)
         return {name: as_published(entry) for name, entry in plan.items()}
 
@@ -173,8 +176,7 @@ class AirLLM(Dynamic):
 
     def _begin(self, run: Run) -> None:
         """The first state of an episode."""
-        top = max(self.capacities)
-        self._show([max(self.config.min_rank, top // 2)] * len(self.adapters))
+        self._show([max(self.config.min_rank, adapter.capacity // 2) for adapter in self.adapters.values()])
         self.channel.draw(run.generator)
         self.tokens = describe_tokens(run, self.config.unknown_token)
 
@@ -183,7 +185,7 @@ class AirLLM(Dynamic):
         shares = [self.ranks[site] / adapter.capacity for site, adapter in self.adapters.items()]
         state = torch.tensor([*self.channel.places(), *self.tokens, *shares])
         drawn = self.policy.act(state, generator)
-        span = max(self.capacities) - self.config.min_rank
+        span = max(self.highest, *self.capacities) - self.config.min_rank
         above = ((drawn.vector + 1) / 2 * span).floor().clamp(0, span)
         self._show([self.config.min_rank + int(number) for number in above])
         numbers = sum(

@@ -19,7 +19,7 @@ class SmoothQuant(Init):
         a_j = max |x_j| over `batches` micro-batches of the training rows
         y   = (x / v) (W v)^T,  v_j = a_j^t / (max over rows of |W_ij|)^(1 - t)
 
-    with t of the adapter, which forms v anew where its weight moves.
+    with t of the adapter, W its frozen weight.
 
     Shapes: a, v (in). But for what is rounded, the model at step 0 is the pretrained one.
     Trains: what the adapter trains. The base gives up nothing.

@@ -42,12 +42,13 @@ class JustOneByte(MeZO):
     or 8 where every step has another. During a step one copy of what trains, from which p is restored to the bit
     (`restore: exact`). With `checkpoint: record` a checkpoint holds that, and what trains is left out of it.
     Source: "Just One Byte (per gradient): A Note on Low-Bandwidth Decentralized Language Model Finetuning Using Shared
-    Randomness", 2023, arXiv 2306.10015, and the authors' code (ezelikman/justonebyte), known here by a description.
+    Randomness", 2023, arXiv 2306.10015, and the authors' code (ezelikman/justonebyte).
     Departures: settled here: sign and logarithm are nine bits there too and are kept in two bytes; the code sends the
-    number before it is coded. Machines are the directions of one step: all see the step's whole batch, where each has
-    its own data there. x_i has a seed of its own. `replay` knows what this optimizer moved and nothing else, so
-    `checkpoint: record` is refused where anything else changes; a resume, a score or a merge then begins with all
-    updates so far, done again, and compares the sum of what trains.
+    number before it is coded. Its jitter is of the opposite sign behind p, and g_i is divided by 2 eps: here e_i is on
+    both sides and in g_i. Machines are the directions of one step: all see the step's whole batch, where each has its
+    own data there. x_i has a seed of its own, weight decay is an addition. `replay` knows what this optimizer moved and
+    nothing else, so `checkpoint: record` is refused where anything else changes; a resume, a score or a merge then
+    begins with all updates so far, done again, and compares the sum of what trains.
     Advice: the authors have `lr: 0.1`, 300 steps and `eps: 0.001` for all weights of GPT-2.
     """
 

@@ -39,9 +39,10 @@ class ReLoRA(TimedMethod):
     Source: Lialin et al., "ReLoRA: High-Rank Training Through Low-Rank Updates", ICLR 2024, arXiv 2307.05695, and the
     authors' code, whose default is `reset: random` at 0.999; they report `reset: magnitude` at 0.9 to do as well.
     Departures: in their code the rate falls to exactly 0 and the merge follows the step that is lost to it; here that
-    step is left out. Their warm start in full rank is the pretrained model; weights outside the adapters train where
-    `trainable` names them; the schedule is the recipe's, theirs a cosine down to 0.1. A trainable scale, which with
-    B = 0 would leave no gradient at all, does not exist. `reset: all` is an addition.
+    step is left out, and the rate rises to where the schedule is, there to where it will be when it is up. Their warm
+    start in full rank is the pretrained model; weights outside the adapters train where `trainable` names them; the
+    schedule is the recipe's, theirs a cosine down to 0.1. A trainable scale, which with B = 0 would leave no gradient
+    at all, does not exist. `reset: all` is an addition.
     """
 
     aliases = {

@@ -31,6 +31,14 @@ def make(out=24, width=32, rotated=True, weight=None, moved=True, **settings):
     return Adapted(Dense(weight), adapter), weight
 
 
+def by_hand(rows, bits, clip=1.0):
+    """The authors' quantizer: between the ends of a row, of which 0 need not be one."""
+    low, high = clip * rows.amin(-1, keepdim=True), clip * rows.amax(-1, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    zero = (-low / step).round()
+    return (((rows / step).round() + zero).clamp(0, 2**bits - 1) - zero) * step
+
+
 def matrix(width):
     """R, (width, width)."""
     return rotation_of(width).turn(torch.eye(width))
@@ -77,6 +85,21 @@ def test_the_grid_is_torchs_own_quantizer(bits):
     assert not Grid.over(torch.zeros(2, 3), bits).nearest(torch.zeros(2, 3)).any()
 
 
+@each(("bits", "clip"), [(2, 1.0), (4, 0.9), (8, 1.0)])
+def test_rows_on_one_side_of_0_have_all_their_numbers_between_their_ends(bits, clip):
+    torch.manual_seed(0)
+    weight = torch.rand(6, 32) + 3
+    site, _ = make(6, weight=weight, rotated=False, moved=False, bits=bits, activation_bits=bits, clip=clip)
+    x = -2 - torch.rand(5, 32)
+    x[0] = 1.5  # one number everywhere has no ends to lie between
+    found = site(x)
+    expected = F.linear(by_hand(x, bits, clip), by_hand(weight, bits, clip))
+    torch.testing.assert_close(found[1:], expected[1:], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        found[0], clip * 1.5 * by_hand(weight, bits, clip).sum(1), atol=1e-3, rtol=1e-4
+    )
+
+
 @each(("rotated", "activation_bits"), [(True, 4), (False, 4), (True, None), (False, None)])
 def test_it_is_the_formula_with_the_rotation_as_a_matrix(rotated, activation_bits):
     site, weight = make(rotated=rotated, activation_bits=activation_bits)
@@ -85,8 +108,8 @@ def test_it_is_the_formula_with_the_rotation_as_a_matrix(rotated, activation_bit
     V = (weight + site.adapter.D.detach()) @ R
     u = x @ R
     if activation_bits:
-        u = Grid.over(u, activation_bits).nearest(u)
-    torch.testing.assert_close(site(x), F.linear(u, Grid.over(V, 4).nearest(V)), atol=1e-4, rtol=1e-4)
+        u = by_hand(u, activation_bits)
+    torch.testing.assert_close(site(x), F.linear(u, by_hand(V, 4)), atol=1e-4, rtol=1e-4)
 
 
 def test_with_fine_grids_it_is_the_plain_layer():
@@ -103,7 +126,7 @@ def test_gradients_pass_the_roundings(rotated):
     x, seed = torch.randn(7, 32, requires_grad=True), torch.randn(7, 24)
     (site(x) * seed).sum().backward()
     u, V = x.detach() @ R, (weight + site.adapter.D.detach()) @ R
-    u, V = Grid.over(u, 4).nearest(u), Grid.over(V, 4).nearest(V)
+    u, V = by_hand(u, 4), by_hand(V, 4)
     torch.testing.assert_close(site.adapter.D.grad, seed.mT @ u @ R.mT, atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(x.grad, seed @ V @ R.mT, atol=1e-4, rtol=1e-4)
 
@@ -136,10 +159,8 @@ def test_the_choice_is_the_rotation_of_less_error(outliers, activation_bits, rot
     errors = []
     for R in (torch.eye(32), matrix(32)):
         V, u = weight @ R, x @ R
-        of_inputs = (
-            0.0 if activation_bits is None else (Grid.over(u, 4).nearest(u) - u).square().sum(1).mean()
-        )
-        errors.append(float((Grid.over(V, 4).nearest(V) - V).square().sum() + of_inputs))
+        of_inputs = 0.0 if activation_bits is None else (by_hand(u, 4) - u).square().sum(1).mean()
+        errors.append(float((by_hand(V, 4) - V).square().sum() + of_inputs))
     assert (len(site.adapter.rotated) == 1) == (errors[1] < errors[0])
     assert rotated is None or (len(site.adapter.rotated) == 1) == rotated
 

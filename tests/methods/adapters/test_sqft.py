@@ -46,6 +46,11 @@ def test_the_merge_has_the_zeros_of_the_pruned_weight_and_no_fewer(settings):
     assert (weight.abs().masked_fill(kept, 0).amax(1) <= smallest).all()
 
 
+def test_of_weights_of_one_size_the_first_are_pruned_as_in_wandas_code():
+    site, _ = make(weight=torch.ones(24, 32))
+    assert torch.equal(site.adapter.kept(), (torch.arange(32) >= 16).expand(24, 32))
+
+
 def test_without_bits_it_is_a_masked_lora_on_the_pruned_weight():
     site, weight = make()
     adapter = site.adapter
@@ -58,21 +63,22 @@ def test_without_bits_it_is_a_masked_lora_on_the_pruned_weight():
     torch.testing.assert_close(adapter.A.grad, 2 * adapter.B.mT @ G, atol=1e-4, rtol=1e-4)
 
 
+@each("rounded_base", [False, True])
 @each("bits", [2, 3, 4, 8])
-def test_with_bits_the_merge_is_integers_of_the_frozen_grid_and_the_forward_to_the_bit(bits):
-    site, weight = make(bits=bits)
+def test_with_bits_the_merge_is_integers_of_the_frozen_grid_and_the_forward_to_the_bit(bits, rounded_base):
+    site, weight = make(bits=bits, rounded_base=rounded_base)
     adapter = site.adapter
     q, z = adapter.q, adapter.z
     M = adapter.kept()
 
-    def integers(V):
-        return ((V.unflatten(1, (-1, 8)) / q).round() + z).clamp(0, 2**bits - 1)
-
     def rounded(V):
-        return ((integers(V) - z) * q).flatten(1)
+        """As in the authors' code: shifted by the zero point before it is rounded."""
+        integers = ((V.unflatten(1, (-1, 8)) + z * q) / q).round().clamp(0, 2**bits - 1)
+        return ((integers - z) * q).flatten(1)
 
     pruned = weight * M
-    expected = rounded(rounded(pruned) + 2 * (adapter.B @ adapter.A).detach() * M)
+    start = rounded(pruned) if rounded_base else pruned
+    expected = rounded(start + 2 * (adapter.B @ adapter.A).detach() * M)
     merged = site.merged_weight()
     assert (
         (merged - expected).abs() > 1e-5
@@ -87,6 +93,23 @@ def test_with_bits_the_merge_is_integers_of_the_frozen_grid_and_the_forward_to_t
     span = groups.amax(-1).clamp_min(0) - groups.amin(-1).clamp_max(0)
     assert torch.equal(q[..., 0], (span / (2**bits - 1)).half().float())
     assert torch.equal(z, z.round()) and z.min() >= 0 and z.max() <= 2**bits - 1
+    with torch.no_grad():
+        adapter.B.zero_()
+    torch.testing.assert_close(site.merged_weight(), rounded(pruned))  # whichever the base is
+
+
+def test_small_changes_count_where_the_base_is_not_rounded_before_them():
+    """As they are summed before anything is rounded; beside a rounded base every one below half a step is lost."""
+    steps = {}
+    for rounded_base in (False, True):
+        site, _ = make(bits=4, rounded_base=rounded_base, moved=False)
+        before = site.merged_weight()
+        with torch.no_grad():
+            site.adapter.B.normal_(std=0.02)
+            change = (2 * site.adapter.B @ site.adapter.A) * site.adapter.kept()
+            assert (change.unflatten(1, (-1, 8)).abs() < 0.49 * site.adapter.q).all()
+        steps[rounded_base] = int((site.merged_weight() != before).sum())
+    assert steps[False] > 2 and steps[True] == 0
 
 
 def test_gradients_pass_both_roundings_and_the_bounds():

@@ -14,7 +14,6 @@ from lrft.methods.inits.smoothquant import SmoothQuant
 from lrft.methods.optim.mezo import MeZO
 from lrft.methods.quant.none import Dense
 from lrft.methods.signals.input_max import InputMax
-from lrft.ops.uniform import Grid
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import NotMergeable, RecipeError
 from tests.each import each
@@ -31,17 +30,37 @@ def make(out=24, width=32, moved=True, **settings):
     return Adapted(Dense(weight), adapter), weight
 
 
-@each("settings", [{}, {"smoothing": None}, {"activation_bits": None}, {"group_size": 8}, {"smoothing": 0.8}])
+def by_hand(rows, bits=4):
+    """Between the ends of each last dimension, of which 0 need not be one."""
+    low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+    step = (high - low) / (2**bits - 1)
+    zero = (-low / step).round()
+    return (((rows / step).round() + zero).clamp(0, 2**bits - 1) - zero) * step
+
+
+@each("settings", [{}, {"smoothing": None}, {"activation_bits": None}, {"group_size": 4}, {"smoothing": 0.8}])
 def test_it_is_the_formula(settings):
+    """Groups of 4 and the tokens here are on one side of 0 now and then."""
     site, weight = make(**settings)
     adapter, config, x = site.adapter, site.adapter.config, torch.randn(5, 32)
+    x[1:3] = x[1:3].abs() * torch.tensor([[1.0], [-1.0]])
     V, t = weight + adapter.D.detach(), config.smoothing
-    v = torch.ones(32) if t is None else adapter.a**t / V.abs().amax(0) ** (1 - t)
+    v = torch.ones(32) if t is None else adapter.a**t / weight.abs().amax(0) ** (1 - t)
     u = x / v
     if config.activation_bits:
-        u = Grid.over(u, 4).nearest(u)
+        u = by_hand(u)
     groups = (V * v).unflatten(1, (-1, config.group_size or 32))
-    torch.testing.assert_close(site(x), F.linear(u, Grid.over(groups, 4).nearest(groups).flatten(1)))
+    assert config.group_size is None or (groups > 0).all(-1).any()
+    torch.testing.assert_close(site(x), F.linear(u, by_hand(groups).flatten(1)))
+
+
+def test_the_factors_stay_where_the_weight_moves():
+    """They are those of the pretrained weight, so that both points of a step differ by z and the grids alone."""
+    moved, still = (make(moved=False, activation_bits=None)[0] for _ in range(2))
+    with torch.no_grad():
+        moved.adapter.D[0, 0] = 50.0
+    kept = [site.merged_weight()[1:] for site in (moved, still)]
+    assert torch.equal(*kept)  # the other rows see nothing of the first one's number
 
 
 def test_smoothing_alone_is_no_change():
@@ -93,7 +112,7 @@ def test_a_step_of_mezo_goes_along_the_slope_between_the_two_rounded_models():
 
 
 def test_the_restored_model_is_the_one_before():
-    """Both grids and the factors follow from D alone, which MeZO brings back to the bit."""
+    """Both grids follow from D alone, which MeZO brings back to the bit."""
     site, _ = make()
     x = torch.randn(4, 32)
     before = site(x)

@@ -103,6 +103,41 @@ def test_what_does_not_fit_earns_the_penalty_and_uses_up_no_step(monkeypatch):
     assert refused > 0 and run.step == STEPS
 
 
+def test_an_episode_begins_at_half_of_what_each_site_can_have():
+    run = make()
+    run.seed_step()
+    run.micro_batches = []
+    method, (first, *others) = run.callbacks[0], run.callbacks[0].adapters
+    narrow = method.adapters[first]  # a layer that is narrower than the rank of the others
+    narrow.A, narrow.B = nn.Parameter(narrow.A[:2]), nn.Parameter(narrow.B[:, :2])
+    narrow.E, narrow.mask = nn.Parameter(narrow.E[:2]), narrow.mask[:2]
+    method._begin(run)
+    assert method.ranks == {first: 1, **dict.fromkeys(others, RANK // 2)}
+
+
+def test_narrow_layers_have_of_the_ranks_drawn_up_to_the_recipes_as_many_as_they_can(monkeypatch):
+    """Of 13 = 1 + floor(0.75 * (17 - 1)) those that there are, not three quarters of these."""
+    method = allocator(bandwidth=[1e15])
+    config = ADAPTERS.declared("svd_lora").config(method="svd_lora", rank=17)
+    sites = {f"m.{i}": Site(f"m.{i}", width, out) for i, (width, out) in enumerate(SHAPES)}
+    plan = method.plan({name: SitePlan(site, config) for name, site in sites.items()}, None)
+    assert max(entry.rank for entry in plan.values()) == 6
+    run = make(method)
+    drawn = run.callbacks[0].policy.act
+
+    def act(state, generator):
+        found = drawn(state, generator)
+        found.vector = torch.full_like(found.vector, 0.5)
+        return found
+
+    monkeypatch.setattr(method.policy, "act", act)
+    run.seed_step()
+    method.tokens = [0.0, 0.0]
+    tried = method._try(run.generator)
+    assert set(method.ranks.values()) == {RANK}
+    torch.testing.assert_close(tried.used, torch.full((3,), 2 * 12 / 16 - 1))
+
+
 def test_a_run_is_a_function_of_its_seed():
     def ranks(seed):
         run = make(seed=seed)
