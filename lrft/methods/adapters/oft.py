@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor, nn
 
-from lrft.core.adapter import Adapter, PeftForm
+from lrft.core.adapter import Adapter, PeftForm, Shared
 from lrft.core.params import Site
 from lrft.core.settling import Settling
 from lrft.registry.axes import ADAPTERS
@@ -24,7 +24,7 @@ def oft_form_keys(config: Any, with_start: bool) -> dict[str, Any]:
 
 
 @ADAPTERS.register
-class OFT(Settling, Adapter):
+class OFT(Adapter):
     """Orthogonal fine-tuning: the weight times a block-diagonal rotation of its inputs.
 
         W' = W diag(R_1, ..., R_k)
@@ -66,6 +66,10 @@ class OFT(Settling, Adapter):
             None, gt=0, description="most that Q may be, in all blocks together (COFT); PEFT's eps is 6e-5"
         )
 
+    @classmethod
+    def at(cls, config: Config, site: Site, shared: Shared | None = None) -> Adapter:
+        return (cls if config.constraint is None else ConstrainedOFT)(config, site)
+
     def __init__(self, config: Config, site: Site) -> None:
         super().__init__(config, site)
         size, width = config.block_size, site.in_features
@@ -77,12 +81,6 @@ class OFT(Settling, Adapter):
 
     def reset(self) -> None:
         nn.init.zeros_(self.q)
-
-    def settle(self, rates: Mapping[Tensor, float]) -> None:
-        if self.config.constraint is not None and self.q in rates:
-            norms = self.q.norm(dim=1, keepdim=True) * 2**0.5  # the triangle is in Q twice
-            most = self.config.constraint / len(self.q) ** 0.5
-            self.q.mul_((most / norms).clamp_max(1))
 
     def delta_weight(self, weight: Tensor) -> Tensor:
         blocks = weight.float().unflatten(1, (-1, self.config.block_size)).transpose(0, 1)  # (k, out, b)
@@ -105,3 +103,15 @@ class OFT(Settling, Adapter):
     def count(config: Any, site: Site) -> int:
         width = config.block_size if config.block_share else site.in_features
         return int(width * (config.block_size - 1) // 2)
+
+
+class ConstrainedOFT(Settling, OFT):
+    """One whose rotations are bounded: `oft` with a `constraint`."""
+
+    peft = OFT.peft
+
+    def settle(self, rates: Mapping[Tensor, float]) -> None:
+        if self.q in rates:
+            norms = self.q.norm(dim=1, keepdim=True) * 2**0.5  # the triangle is in Q twice
+            most = self.config.constraint / len(self.q) ** 0.5
+            self.q.mul_((most / norms).clamp_max(1))

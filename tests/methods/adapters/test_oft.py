@@ -7,7 +7,7 @@ import torch
 
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
-from lrft.core.settling import settle
+from lrft.core.settling import Settling, settle
 from lrft.methods.adapters.oft import OFT
 from lrft.methods.quant.none import Dense
 
@@ -15,7 +15,7 @@ from lrft.methods.quant.none import Dense
 def make(block_size=4, out=24, width=16, size=0.5, **settings):
     torch.manual_seed(0)
     weight = torch.randn(out, width)
-    adapter = OFT(OFT.Config(method="oft", block_size=block_size, **settings), Site("a", width, out))
+    adapter = OFT.at(OFT.Config(method="oft", block_size=block_size, **settings), Site("a", width, out))
     with torch.no_grad():
         adapter.q.normal_(std=size)
     return Adapted(Dense(weight), adapter), weight
@@ -79,14 +79,19 @@ def test_steps_with_shared_and_bounded_rotations_are_pefts(in_peft, settings, bo
             optimizer.zero_grad()
             (one(x) - y).square().mean().backward()
             optimizer.step()
-        settle([site.adapter], made[site])
+        if isinstance(site.adapter, Settling):
+            settle([site.adapter], made[site])
     x = torch.randn(5, 16)
     torch.testing.assert_close(site(x), theirs(x), atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(
         site.merged_weight(), theirs.merge_and_unload()[0].weight, atol=1e-5, rtol=1e-5
     )
+    assert type(site.adapter).peft_form() is not None
     size = site.adapter.q.norm() * 2**0.5
     assert bool(size > 0.999 * settings.get("constraint", 1e9)) == bounded
+    assert isinstance(site.adapter, Settling) == (
+        "constraint" in settings
+    )  # others may be trained by federations
 
 
 def test_a_shared_rotation_is_counted_once():
