@@ -52,7 +52,8 @@ class DoRA(Decomposed, LoRA):
     W' = W at step 0; n, g (out).
     Trains: r (in + out) + out numbers per site, out at those of `magnitude_only`.
     Source: Liu et al., "DoRA: Weight-Decomposed Low-Rank Adaptation", 2024, arXiv 2402.09353, and the authors' code.
-    Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout.
+    Departures: none in the function; "column-wise" in the paper is per output neuron in the (out, in) layout. Norms
+    that have a gradient (`dora_simple: false` of the authors' code, not its default) are left out.
     """
 
     aliases = {

@@ -43,7 +43,7 @@ class HRA(Adapter):
     Adaptation", NeurIPS 2024, arXiv 2405.17484; checked against PEFT's layer, which is the authors' (their LLaMA code
     reflects the outputs). Penalty and its weight: the authors' LLaMA code, a norm that is not squared.
     Departures: no strict orthogonality by Gram-Schmidt (`apply_GS` of PEFT): it has no start at which W' = W, as its
-    vectors are never equal.
+    vectors are never equal. PEFT itself has no penalty: `orthogonality: 0`.
     """
 
     aliases = {"householder householder_reflection": "adapter: hra"}

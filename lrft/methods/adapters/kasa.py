@@ -62,7 +62,8 @@ class KaSA(Additive):
     2412.06071, and the authors' code (juyongjiang/KaSA), where the two weights are those here; checked against PEFT's
     variant of LoRA. Settled here: the penalty is a mean over the sites as in the authors' code (PEFT adds the sites up,
     and leaves it to the caller to train with it); its matrices are those of side r, as the paper's equation is read in
-    PEFT (the code has those of sides in and out, which differ under the root by in - r and out - r).
+    PEFT (the code has those of sides in and out, which differ under the root by in - r and out - r); what goes are the
+    last r of min(in, out) triples as in PEFT (the code keeps the first in - r: of a W with in >= out + r all of them).
     Departures: none in the function.
     Advice: all singular directions of every weight are found whenever a run is opened; on a CPU that is slow for large
     layers, and takes eight times as long for twice the side.

@@ -50,6 +50,8 @@ class AdaLoRA(Dynamic):
     Departures: of equal scores the first are pruned, so that the budget is met exactly (the code prunes all of them). t
     counts finished steps from 1, as in the paper; the authors' trainer counts from 0. What defaults to a share of the
     run follows the paper's MNLI setting: 8000, 50000 and 100 of 86000 steps.
+    Advice: a run of dozens of steps stays at its start, see `adapter: svd_lora`, as it does with PEFT's AdaLoRA: over
+    whole runs both have the same A, E, B and masks.
     """
 
     aliases = {

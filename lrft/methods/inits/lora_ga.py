@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
@@ -10,7 +12,7 @@ from lrft.core.frozen import Quantizer
 from lrft.core.stages import Init
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, Literal, ResidualConfig
+from lrft.registry.config import ADDED, Field, Literal, ResidualConfig
 
 
 @INITS.register
@@ -34,7 +36,8 @@ class LoRAGA(Init):
         scale: unit           f = 1
         scale: weightS        f = mean over i <= r of sqrt(sigma_i / s), sigma the singular values of W
 
-    with gamma = `gamma`; sigma from a randomised SVD of 4 r directions. With `residual: rewrite` the base stores
+    with gamma = `gamma`; sigma from a randomised SVD of 4 r directions. With `norm_clip: true` f is divided by
+    sqrt(max |s B A| / max |W|), of entries, where that is more than 1. With `residual: rewrite` the base stores
     W - s B A; with `residual: anchor` it keeps W and the frozen start is subtracted beside it.
 
     Shapes: G (out, in), A (r, in), B (out, r). W' = W at step 0 up to rounding.
@@ -58,6 +61,9 @@ class LoRAGA(Init):
         gamma: float = Field(16.0, gt=0, description="of `stable`; the authors' LLaMA command line has 64")
         niter: int = Field(4, ge=0, description="subspace iterations of the randomised SVD")
         batches: int = Field(8, gt=0, description="training micro-batches the gradient is averaged over")
+        norm_clip: Annotated[bool, ADDED] = Field(
+            False, description="shorten a start with an entry larger than any of the weight"
+        )
 
     @torch.no_grad()
     def apply(self, adapter: Adapter, weight: Tensor, signal: dict[str, Tensor], quantize: Quantizer) -> None:
@@ -72,6 +78,11 @@ class LoRAGA(Init):
         factor = self._factor(adapter, weight, r)
         A.copy_(factor * Vh[for_a])
         B.copy_(factor * U[:, for_b])
+        if self.config.norm_clip:
+            excess = adapter.scaling * (B @ A).abs().max() / weight.float().abs().max()
+            if excess > 1:
+                A.div_(excess.sqrt())
+                B.div_(excess.sqrt())
 
     def _directions(self, r: int) -> tuple[Tensor, Tensor]:
         """Indices into the leading 2 r singular directions, disjoint, for A and for B."""

@@ -7,14 +7,15 @@ import torch
 
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
+from lrft.core.settling import Settling, settle
 from lrft.methods.adapters.oft import OFT
 from lrft.methods.quant.none import Dense
 
 
-def make(block_size=4, out=24, width=16, size=0.5):
+def make(block_size=4, out=24, width=16, size=0.5, **settings):
     torch.manual_seed(0)
     weight = torch.randn(out, width)
-    adapter = OFT(OFT.Config(method="oft", block_size=block_size), Site("a", width, out))
+    adapter = OFT.at(OFT.Config(method="oft", block_size=block_size, **settings), Site("a", width, out))
     with torch.no_grad():
         adapter.q.normal_(std=size)
     return Adapted(Dense(weight), adapter), weight
@@ -57,6 +58,45 @@ def test_it_is_pefts(in_peft):
     theirs.base_model.model[0].oft_R["default"].weight.data.copy_(site.adapter.q)
     x = torch.randn(5, 16)
     torch.testing.assert_close(site(x), theirs(x), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bounded"),
+    [
+        ({"block_share": True}, False),
+        ({"constraint": 0.05}, True),
+        ({"constraint": 10.0}, False),
+        ({"block_share": True, "constraint": 0.02}, True),
+    ],
+)
+def test_steps_with_shared_and_bounded_rotations_are_pefts(in_peft, settings, bounded):
+    site, weight = make(size=0.0, **settings)
+    theirs = in_peft(site, weight, "OFTConfig")
+    made = {one: torch.optim.AdamW(one.parameters(), lr=0.02, eps=1e-3) for one in (site, theirs)}
+    for _ in range(5):
+        x, y = torch.randn(9, 16), torch.randn(9, 24)
+        for one, optimizer in made.items():
+            optimizer.zero_grad()
+            (one(x) - y).square().mean().backward()
+            optimizer.step()
+        if isinstance(site.adapter, Settling):
+            settle([site.adapter], made[site])
+    x = torch.randn(5, 16)
+    torch.testing.assert_close(site(x), theirs(x), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        site.merged_weight(), theirs.merge_and_unload()[0].weight, atol=1e-5, rtol=1e-5
+    )
+    assert type(site.adapter).peft_form() is not None
+    size = site.adapter.q.norm() * 2**0.5
+    assert bool(size > 0.999 * settings.get("constraint", 1e9)) == bounded
+    assert isinstance(site.adapter, Settling) == (
+        "constraint" in settings
+    )  # others may be trained by federations
+
+
+def test_a_shared_rotation_is_counted_once():
+    site, _ = make(block_share=True)
+    assert site.adapter.q.numel() == OFT.count(site.adapter.config, site.adapter.site) == 6
 
 
 def test_a_block_that_does_not_fit_is_refused_with_the_nearest_that_does():

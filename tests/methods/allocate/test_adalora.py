@@ -1,13 +1,19 @@
 """AdaLoRA against PEFT's allocator, the published schedule, and the traps: ties, equal ranks, accumulation."""
 
+from copy import deepcopy
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from lrft.core.adapted import Adapted
+from lrft.core.params import Site
+from lrft.core.run import Run
 from lrft.methods.allocate._dynamic import lowest, orthogonality
 from lrft.methods.allocate.adalora import AdaLoRA, cubic_budget
+from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from lrft.registry.errors import RecipeError
 from tests.methods.allocate.allocating import draw_gradients, gates, make_run
 
@@ -71,6 +77,80 @@ def test_the_same_components_are_pruned_as_by_peft_step_by_step():
         seen.add(tuple((E == 0).tolist().__str__() for E in gates(run).values()))
     assert len(seen) > 4  # directions went and came back in between
     assert sum(int((E != 0).sum()) for E in gates(run).values()) == 3 * 3
+
+
+class Chain(nn.Module):
+    """Three maps one after the other, with the loss where PEFT looks for it."""
+
+    def __init__(self, maps: list[nn.Module]) -> None:
+        super().__init__()
+        self.maps = nn.ModuleDict(dict(zip("abc", maps, strict=True)))
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> SimpleNamespace:
+        for one in self.maps.values():
+            x = one(x).tanh()
+        return SimpleNamespace(loss=(x - y).square().mean())
+
+
+@pytest.fixture
+def in_double():
+    """Adam divides gradients by their size, which makes 1e-4 of what a rounding in float32 leaves."""
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+def test_steps_of_adam_are_those_of_pefts_model_and_as_small(in_double):
+    """Penalty, scores and pruning included: that it hardly leaves its start is the method's, where LoRA has moved."""
+    peft = pytest.importorskip("peft")
+    steps, sizes, settings = 12, (48, 32, 40, 24), {"target_rank": 3, "t_init": 2, "t_final": 5, "every": 1}
+    torch.manual_seed(0)
+    plain = [nn.Linear(*pair) for pair in pairwise(sizes)]
+    storage = QUANTIZERS.declared("none").config(method="none")
+
+    def adapted(name: str) -> Chain:
+        config = ADAPTERS.declared(name).config(method=name, rank=5, alpha=10.0)
+        return Chain(
+            [
+                Adapted(
+                    QUANTIZERS.get("none")(one.weight.detach(), one.bias.detach(), storage),
+                    ADAPTERS.get(name)(config, Site(site, one.in_features, one.out_features)),
+                )
+                for site, one in zip("abc", plain, strict=True)
+            ]
+        )
+
+    ours, lora = adapted("svd_lora"), adapted("lora")
+    keys = {"tinit": 2, "tfinal": 5, "deltaT": 1, "total_step": steps, "orth_reg_weight": 0.2}
+    theirs = peft.get_peft_model(
+        Chain(deepcopy(plain)),
+        peft.AdaLoraConfig(init_r=5, target_r=3, lora_alpha=10, target_modules=list("abc"), **keys),
+    ).base_model.double()
+    pairs = [(ours.maps[site].adapter, theirs.model.maps[site]) for site in "abc"]
+    for mine, layer in pairs:
+        layer.lora_A["default"].data.copy_(mine.A)
+        layer.lora_B["default"].data.copy_(mine.B)
+    made = {model: torch.optim.AdamW(model.parameters(), lr=1e-3) for model in (ours, lora, theirs)}
+    run = Run(ours, [], made[ours], None, steps)
+    run.callbacks = [allocator(**settings, orthogonality=0.2)]
+    run.fire("start")
+    for step in range(1, steps + 1):
+        x, y = torch.randn(16, sizes[0]), torch.randn(16, sizes[-1])
+        for model, optimizer in made.items():
+            optimizer.zero_grad()
+            penalty = sum(mine.penalty() for mine, _ in pairs) if model is ours else 0
+            (model(x=x, y=y).loss + penalty).backward()
+            optimizer.step()
+        run.step += 1
+        run.fire("after_step")
+        theirs.update_and_allocate(step)
+        for mine, layer in pairs:
+            expected = layer.lora_E["default"][:, 0]
+            torch.testing.assert_close(mine.E, expected, rtol=1e-6, atol=1e-8)
+            torch.testing.assert_close(mine.change(), layer.get_delta_weight("default"), rtol=1e-6, atol=1e-8)
+    assert sum(int((mine.E != 0).sum()) for mine, _ in pairs) == 9
+    for site, (mine, _) in zip("abc", pairs, strict=True):
+        assert mine.change().norm() < lora.maps[site].adapter.change().norm() / 30
 
 
 def test_the_averages_are_those_of_the_authors_formulas():

@@ -65,6 +65,18 @@ def test_weightS_has_the_size_of_the_weights_leading_singular_values():
     torch.testing.assert_close(site.adapter.A.norm(dim=1), expected.expand(8), atol=0, rtol=2e-3)
 
 
+@pytest.mark.parametrize(("gamma", "clipped"), [(1.0, True), (4096.0, False)])
+def test_a_start_larger_than_the_weight_is_shortened_to_its_largest_entry(gamma, clipped):
+    plain, weight = make("lora_ga", gamma=gamma)
+    site, _ = make("lora_ga", gamma=gamma, norm_clip=True)
+    before, after = (one.start.delta_weight(weight) for one in (plain, site))
+    ratio = weight.abs().max() / before.abs().max()
+    assert bool(ratio < 1) == clipped
+    torch.testing.assert_close(after, min(ratio, torch.ones(())) * before)
+    A, B = site.adapter.A.norm() / plain.adapter.A.norm(), site.adapter.B.norm() / plain.adapter.B.norm()
+    torch.testing.assert_close(A, B)  # each by the root of the ratio
+
+
 class SumOfSquares(Objective):
     """A loss that reaches every site, for comparing gradients."""
 
