@@ -307,7 +307,7 @@ def test_what_is_measured_in_another_precision_is_measured_anew(recipe, tiny, tm
 def test_past_runs_are_believed_as_they_ended_alone(recipe, tmp_path):
     from lrft.api.asking.evaluate import evaluate
 
-    train(recipe("train.max_steps=2"), tmp_path / "ran", resume=False)
+    train(recipe("train.max_steps=2", "eval.at_end=false"), tmp_path / "ran", resume=False)
     evaluate(tmp_path / "ran")
 
     def look(said, error=UsageError):
@@ -334,7 +334,7 @@ def test_past_runs_are_believed_as_they_ended_alone(recipe, tmp_path):
 def test_past_runs_say_how_far_fine_tuning_is_from_the_head(recipe, tmp_path):
     from lrft.api.asking.evaluate import evaluate
 
-    train(recipe("train.max_steps=4", "train.save_every=4"), tmp_path / "ran", resume=False)
+    train(recipe("train.max_steps=4", "train.save_every=4", "eval.at_end=false"), tmp_path / "ran", resume=False)
     with pytest.raises(UsageError, match="has no share of right rows"):
         choose(recipe(), tmp_path / "choice", shots=(0,), past=[tmp_path / "ran"])
     evaluate(tmp_path / "ran")
