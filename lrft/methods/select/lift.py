@@ -20,9 +20,10 @@ from lrft.registry.errors import RecipeError
 class LIFT(Selection):
     """Low-rank informed sparse fine-tuning: entries that are large in a low-rank approximation of W train.
 
-        before steps 0, K, 2 K, ...:  M = the k largest entries of |W_f|,  k = min((rows + columns) r, rows columns)
-        after every backward pass:    G <- G where M, else 0
-        where M was taken anew:       the optimizer's moments <- 0 outside of M
+        k = min((rows + columns) r, rows columns)
+        before steps 0, K - 1, 2 K - 1, ...:  M = the k largest entries of |W_f|
+        after every backward pass:            G <- G where M, else 0
+        where M was taken anew:               the optimizer's moments <- 0 outside of M
 
     with K = `every`, r = `budget_rank`, f = `filter_rank`, W_f the best approximation of rank f of W as it then is; M
     and k are those of each matrix. Entries that stay keep their moments, new ones begin at 0, the step count goes on.
@@ -37,8 +38,8 @@ class LIFT(Selection):
     Source: Liu et al., "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for
     Reasoning-Focused Supervised Fine-Tuning", ICML 2025. The rule is the paper's; every released configuration of the
     authors' code, when it was run, took the smallest entries instead.
-    Departures: M is taken before steps 0, K, 2 K (in the code one step earlier). Moments are dense, so that any
-    optimizer that keeps them by entry will do; the code keeps vectors of k.
+    Departures: moments are dense, so that any optimizer that keeps them by entry will do; the code keeps vectors of k,
+    and its AdamW adds 1e-6 to the root of the second moment before that is corrected for its start.
     Advice: `budget_rank: 128`, betas 0.9 and 0.95, learning rate 1e-4 to 2e-4 in the authors' scripts.
     """
 
@@ -60,7 +61,8 @@ class LIFT(Selection):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first selection."""
-            self.refuse_one(self.every, total_steps, "selection")
+            if self.every > total_steps:
+                self.refuse_one(self.every, total_steps, "selection")
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """What moves entries that have no gradient, or moves them before theirs is set to 0."""
@@ -87,7 +89,7 @@ class LIFT(Selection):
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
     def before_step(self, run: Run) -> None:
-        if run.step % self.config.every == 0:
+        if is_due(run.step, self.config.every):
             for info in self.matrices:
                 self.places[info.name] = self.largest(info.param.detach())
                 for moment in moments(run, info):
@@ -114,6 +116,11 @@ class LIFT(Selection):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.places = {name: places.long() for name, places in state.items()}
+
+
+def is_due(step: int, every: int) -> bool:
+    """Whether entries are chosen before a step, as the authors' code counts them."""
+    return step == 0 or (step + 1) % every == 0
 
 
 def moments(run: Run, info: ParamInfo) -> Iterator[Tensor]:
