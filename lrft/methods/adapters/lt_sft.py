@@ -32,10 +32,10 @@ class LTSFT(ShareOfEntries):
         loss += `pull` * sum over sites of |S| / N         with `pull` > 0, |S| the sum of absolute values
 
     Phase 1 is a run of its own, whose merged model `init: lt_sft` is told. Phase 2 is this run: it begins at W, with an
-    optimizer and a schedule of its own. k = `entries` or, without it, `share` of the entries of W, rounded, one at the
-    least; the init deals them out over all weights. N is the number of entries of the weights that train some. Several
-    iterations, in each of which a part of the entries joins, are `init: {original: ...}`. Differences of one base add
-    up, W + S_task + S_language, which `lrft merge --add` does with two runs.
+    optimizer and a schedule of its own. k = `entries` or, without it, what the init deals out of `share` of all entries
+    of all weights, cut to a whole number, one at the least. N is the number of entries of the weights that train some.
+    Several iterations, in each of which a part of the entries joins, are `init: {original: ...}`. Differences of one
+    base add up, W + S_task + S_language, which `lrft merge --add` does with two runs.
 
     Shapes: the values of S (k) = 0, so W' = W at step 0; `places` (k).
     Trains: k numbers per site. Memory: of phase 2 as of `adapter: gps`; phase 1 is full fine-tuning.

@@ -51,8 +51,8 @@ def movements():
     return {name: scale[name] * change for name, change in weights(1).items()}
 
 
-def planned(base, **given):
-    config = LTSFT.Config(method="lt_sft", share=0.1)
+def planned(base, share=0.1, **given):
+    config = LTSFT.Config(method="lt_sft", share=share)
     plan = {name: SitePlan(Site(name, width, out), config) for name, (out, width) in SHAPES.items()}
     init = LTSFTPlaces(LTSFTPlaces.Config(method="lt_sft", **given))
     foreseen = init.foresee(plan)
@@ -87,6 +87,13 @@ def test_the_support_is_the_global_top_of_what_was_moved_and_the_start_is_the_pr
         mask = torch.zeros(base[name].numel()).index_fill(0, adapter.places.long(), 1).view(SHAPES[name]) == 1
         assert torch.equal(mask, differences[name] >= least)
         assert torch.equal(Adapted(Dense(base[name]), adapter).merged_weight(), base[name])
+
+
+@pytest.mark.parametrize(("share", "entries"), [(0.0104, 16), (0.1, 160), (0.0001, 1), (1.0, 1600)])
+def test_a_share_is_of_all_weights_together_and_cut_as_in_the_authors_code(share, entries):
+    """int(proportion * numbers): 16.64 is 16, where the weights' own 3.99, 5.99 and 6.66 would be 17."""
+    _, _, foreseen = planned(weights(), share)
+    assert count(foreseen) == entries
 
 
 def test_more_entries_than_moved_are_refused(tmp_path):
