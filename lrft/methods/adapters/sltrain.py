@@ -88,7 +88,7 @@ class SLTrain(Factorized):
 
 def entries(density: float, site: Site) -> int:
     """How many entries the sparse part has."""
-    return int(density * site.in_features * site.out_features)
+    return int(density * (site.in_features * site.out_features))  # the product first, as in the code
 
 
 class _Kept(Context):
