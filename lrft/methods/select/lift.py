@@ -47,6 +47,7 @@ class LIFT(Selection):
         "lift_sparse principal_weights": "adapter: null\ntrainable: full\nselect: lift",
     }
     requires = {"base_weights", "first_order", "entry_moments"}
+    early = 1  # as the authors' code counts
 
     config: Config
 
@@ -89,7 +90,7 @@ class LIFT(Selection):
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
     def before_step(self, run: Run) -> None:
-        if is_due(run.step, self.config.every):
+        if run.step == 0 or (run.step + self.early) % self.config.every == 0:
             for info in self.matrices:
                 self.places[info.name] = self.largest(info.param.detach())
                 for moment in moments(run, info):
@@ -116,11 +117,6 @@ class LIFT(Selection):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.places = {name: places.long() for name, places in state.items()}
-
-
-def is_due(step: int, every: int) -> bool:
-    """Whether entries are chosen before a step, as the authors' code counts them."""
-    return step == 0 or (step + 1) % every == 0
 
 
 def moments(run: Run, info: ParamInfo) -> Iterator[Tensor]:
