@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrft.core.notes import say
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select._layers import Selection, layers, train_only
@@ -31,8 +32,8 @@ class LIFT(Selection):
 
     Shapes: those of the model. Changes nothing at step 0.
     Trains: k numbers of every matrix of a decoder layer that `trainable` names, as many as a LoRA of rank r has; beside
-    them adapters. Embeddings, head, norms and biases rest. Between two steps everything that the recipe names requires
-    gradients again, so it is saved whole.
+    them adapters. Embeddings, head, norms and biases rest, and, said, experts that one tensor holds. Between two steps
+    everything that the recipe names requires gradients again, so it is saved whole.
     State: the places of M, 8 bytes each, 4 in a checkpoint. The optimizer's moments are as large as the matrices, with
     zeros outside of M.
     Source: Liu et al., "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for
@@ -87,6 +88,12 @@ class LIFT(Selection):
         if not self.matrices:
             message = "names no matrix of a decoder layer, so there is no entry to select; write full"
             raise RecipeError(message, "trainable.weights")
+        stacks = sum(info.param.ndim > 2 and not info.site for info in inside)
+        if stacks and not self.places:
+            say(
+                f"select: {stacks} tensors of experts rest, as no entry of theirs is chosen; with model.experts: split "
+                "each is matrices"
+            )
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
     def before_step(self, run: Run) -> None:
