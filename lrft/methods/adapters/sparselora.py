@@ -50,8 +50,8 @@ class SparseLoRA(LoRA):
     gathers and scatters, and leaves biases out everywhere); a channel that is not computed has no bias; padding has no
     say; each row has its own learnt tokens, where the code takes one stretch of positions for a whole batch, from the
     first that is learnt in any row to the last. As in the code, queries and keys are chosen before their rotation,
-    channel by channel. One sparsity for all sparse attentions and one for all sparse feed-forward blocks, as in the
-    authors' files, which could name one for each.
+    channel by channel. Above 2,048 rows and columns triples are by a randomised SVD. One sparsity for all sparse
+    attentions and one for all sparse feed-forward blocks, as in the authors' files, which could name one for each.
     Advice: rank 32, alpha 64, no dropout, learning rate 3e-4 in the authors' runs; for Llama-3-8B and math 0.99 in 28
     feed-forward blocks (layers 3 to 30), 0.75 in 14 attentions (`attention_layers`: 14 to 29 without 20 and 24).
     """

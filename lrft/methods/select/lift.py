@@ -91,8 +91,7 @@ class LIFT(Selection):
         stacks = sum(info.param.ndim > 2 and not info.site for info in inside)
         if stacks and not self.places:
             say(
-                f"select: {stacks} tensors of experts rest, as no entry of theirs is chosen; with model.experts: split "
-                "each is matrices"
+                f"select: {stacks} tensors of experts rest, as lift chooses in matrices; model.experts: split makes them such"
             )
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
