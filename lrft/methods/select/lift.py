@@ -90,9 +90,8 @@ class LIFT(Selection):
             raise RecipeError(message, "trainable.weights")
         stacks = sum(info.param.ndim > 2 and not info.site for info in inside)
         if stacks and not self.places:
-            say(
-                f"select: {stacks} tensors of experts rest, as lift chooses in matrices; model.experts: split makes them such"
-            )
+            remedy = "write model.experts: split to have them chosen in too"
+            say(f"select: {stacks} tensors of experts rest, as entries are chosen in matrices; {remedy}")
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
     def before_step(self, run: Run) -> None:
