@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated
 
 from torch import Tensor
@@ -11,7 +10,7 @@ from torch import Tensor
 from lrft.core.adapted import Adapted
 from lrft.core.frozen import FrozenLinear
 from lrft.core.params import Site
-from lrft.core.shared import Hosting, Shared, kept_apart
+from lrft.core.shared import Hosting, Shared
 from lrft.methods.adapters._share_of_entries import ShareOfEntries
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import ADDED, Field
@@ -82,8 +81,7 @@ class LTSFT(ShareOfEntries):
 
     def __init__(self, config: Config, site: Site, shared: Shared | None = None) -> None:
         super().__init__(config, site)
-        alone = partial(Numbers, site.in_features * site.out_features)
-        self._numbers = kept_apart(shared, Numbers, alone)
+        self._numbers = [shared] if isinstance(shared, Numbers) else []  # a list, so that it is no submodule
 
     @classmethod
     def shared(cls, config: Config, sites: Mapping[str, Site], hidden_size: int) -> Shared | None:
@@ -98,5 +96,6 @@ class LTSFT(ShareOfEntries):
     def penalty(self) -> Tensor | None:
         if self.config.pull == 0:
             return None
-        (numbers,) = self._numbers
-        return self.config.pull / numbers.count * self.values.abs().sum()
+        alone = self.site.in_features * self.site.out_features
+        many = sum(one.count for one in self._numbers) or alone
+        return self.config.pull / many * self.values.abs().sum()
