@@ -149,4 +149,14 @@ class Renewable(Entries):
 
 def budget(share: float, total: int) -> int:
     """A share of `total`, rounded, and one at the least."""
-    return max(1, math.floor(share * total + 0.5))
+    return rounded(share * total)
+
+
+def rounded(many: float) -> int:
+    """The nearest whole number, and one at the least."""
+    return max(1, math.floor(many + 0.5))
+
+
+def cut(many: float) -> int:
+    """The whole number below, and one at the least."""
+    return max(1, int(many))

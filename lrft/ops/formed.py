@@ -27,6 +27,15 @@ class FrozenMap(Protocol):
         """X W^T + b."""
 
 
+class WithoutBias:
+    """A frozen map whose bias somebody else adds."""
+
+    bias = None
+
+    def __init__(self, base: FrozenMap) -> None:
+        self.weight = base.weight
+
+
 @dataclass(frozen=True)
 class Formed:
     """Factors that are a function of few trained tensors, formed in forward and again in backward.

@@ -334,7 +334,9 @@ def test_past_runs_are_believed_as_they_ended_alone(recipe, tmp_path):
 def test_past_runs_say_how_far_fine_tuning_is_from_the_head(recipe, tmp_path):
     from lrft.api.asking.evaluate import evaluate
 
-    train(recipe("train.max_steps=4", "train.save_every=4", "eval.at_end=false"), tmp_path / "ran", resume=False)
+    train(
+        recipe("train.max_steps=4", "train.save_every=4", "eval.at_end=false"), tmp_path / "ran", resume=False
+    )
     with pytest.raises(UsageError, match="has no share of right rows"):
         choose(recipe(), tmp_path / "choice", shots=(0,), past=[tmp_path / "ran"])
     evaluate(tmp_path / "ran")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -59,18 +59,31 @@ class Contextual(Shared):
             message = f"knows layers of an attention ({', '.join(ATTENTION)}) and a feed-forward block "
             message += f"({', '.join(BLOCK)}, act_fn), which this model's are not; use lora"
             raise RecipeError(message, "adapter.method")
-        sparse = range(self.config.dense_first, many - self.config.dense_last)
-        if not sparse:
-            message = f"and dense_last leave none of {many} layers sparse; write less"
-            raise RecipeError(message, "adapter.dense_first")
-        for members, watch in ((attentions, self._of_attention), (blocks, self._of_block)):
+        for key, members, watch in (
+            ("attention", attentions, self._of_attention),
+            ("feed_forward", blocks, self._of_block),
+        ):
             names = list(members)
-            for place in sparse:
+            for place in self._sparse(key, many):
                 self._watch(names[place], members[names[place]], watch)
 
     def peft_tensors(self) -> dict[str, Tensor]:
         """None: what is trained is a LoRA."""
         return {}
+
+    def _sparse(self, key: str, many: int) -> Sequence[int]:
+        """The layers of `many` whose attention, or feed-forward block, is sparse."""
+        said: list[int] | None = getattr(self.config, f"{key}_layers")
+        if said is not None:
+            if max(said) >= many:
+                message = f"names layer {max(said)}, and the model has 0 to {many - 1}; write those"
+                raise RecipeError(message, f"adapter.{key}_layers")
+            return said
+        between = range(self.config.dense_first, many - self.config.dense_last)
+        if not between:
+            message = f"and dense_last leave none of {many} layers sparse; write less"
+            raise RecipeError(message, "adapter.dense_first")
+        return between
 
     def _watch(self, name: str, block: nn.Module, choose: Any) -> None:
         key, parts = ("attention", ATTENTION) if choose == self._of_attention else ("feed_forward", BLOCK)
@@ -138,7 +151,7 @@ class Contextual(Shared):
         return {part: Channels(index, part == "down_proj", *tokens) for part in BLOCK}
 
     def _divided(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Flat indices of the tokens before the answers, and of those whose next token is learnt."""
+        """Flat indices of the tokens that are read, and of those that are learnt; a label's is what it is read from."""
         batch = current_batch()
         assert batch is not None and batch.input_ids.numel() == x.shape[:-1].numel(), (
             "tokens of another batch"
@@ -146,7 +159,10 @@ class Contextual(Shared):
         known = self._tokens
         if known is None or known[0] is not batch or known[1] != x.device:
             learnt = torch.zeros(batch.input_ids.numel(), dtype=torch.bool)
-            learnt[batch.supervised.cpu()] = True
+            told = (
+                1 if batch.labels is None and not batch.texts else 0
+            )  # a token is told from the one before it
+            learnt[batch.supervised.cpu() + told] = True
             sparse, dense = (side.nonzero().flatten().to(x.device) for side in (~learnt, learnt))
             self._tokens = known = (batch, x.device, sparse, dense)
         return known[2], known[3]
@@ -199,7 +215,7 @@ def largest(norms: Tensor, sparsity: float) -> Tensor:
 
 def kept_of(channels: int, sparsity: float) -> int:
     """How many channels are computed."""
-    return int(round(channels * (1 - sparsity), 6))  # 100 (1 - 0.9) is 9.99...
+    return int(channels * (1 - sparsity))  # as in the code, where 100 (1 - 0.9) is 9.99... and 9
 
 
 def in_all_groups(index: Tensor, groups: int, width: int) -> Tensor:

@@ -1,7 +1,8 @@
-"""Neural low-rank adapter search: another prefix of the rank components in every step, the same within a block."""
+"""Neural low-rank adapter search: another prefix of the rank components in every step, the same within a layer."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Protocol, cast
 
@@ -9,6 +10,8 @@ import torch
 
 from lrft.core.callback import TimedMethod
 from lrft.core.run import Run
+
+LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.)")  # up to the first number of a path
 
 
 class Searched(Protocol):
@@ -33,10 +36,11 @@ class RankDraws(TimedMethod):
         for name, site in run.adapted():
             part = cast(Prefixed, site.adapter)
             ranks = in_order(part.config.ranks or [])
-            block = name.rpartition(".")[0]
-            if block not in drawn:
-                drawn[block] = int(torch.randint(len(ranks), (), generator=run.generator))
-            part.live = ranks[drawn[block]]
+            found = LAYER.match(name)
+            layer = name if found is None else found[0]
+            if layer not in drawn:
+                drawn[layer] = int(torch.randint(len(ranks), (), generator=run.generator))
+            part.live = ranks[drawn[layer]]
 
     def after_step(self, run: Run) -> None:
         for _, site in run.adapted():

@@ -1,8 +1,8 @@
 """Routing tokens to experts: probabilities, the choice of k, and the balance losses over real tokens.
 
 Probabilities and losses are float32 whatever the activations are. A balance loss is the Switch form
-E sum_e f_e p_e: f_e the share of token slots sent to expert e (sum 1), p_e its mean probability. It is 1 where both
-are uniform.
+E sum_e f_e p_e of a micro-batch: f_e the share of token slots sent to expert e (sum 1), p_e its mean probability. It is
+1 where both are uniform.
 """
 
 from __future__ import annotations

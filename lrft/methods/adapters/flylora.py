@@ -30,7 +30,7 @@ class FlyLoRA(Routed, Adapter):
     of real tokens of the step that chose component i. d has a part in the choice and none in the value; it does not
     move in evaluation.
 
-    Shapes: A (r, in), frozen, p = floor(in k / r) entries (at least 1) of every row, at places that were drawn, are
+    Shapes: A (r, in), frozen, p = int(in (k / r)) entries (at least 1) of every row, at places that were drawn, are
     N(0, 1 / r^2), the others 0; B (out, r) = 0, so the model is the pretrained one at step 0; d (r) = 0.
     Trains: r out numbers per site, of which a token uses k out. A and d are saved with them. The input is not kept for
     the backward pass, only h and what of it was chosen.
@@ -79,7 +79,7 @@ class FlyLoRA(Routed, Adapter):
 
     def reset(self) -> None:
         A, config = self.get_buffer("A"), self.config
-        entries = max(1, A.shape[1] * config.top_k // config.rank)
+        entries = max(1, int(A.shape[1] * (config.top_k / config.rank)))
         places = torch.stack([torch.randperm(A.shape[1], device=A.device)[:entries] for _ in A])
         A.zero_().scatter_(1, places, torch.randn_like(A[:, :entries]) / config.rank)
         self.get_buffer("d").zero_()

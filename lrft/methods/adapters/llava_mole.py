@@ -23,12 +23,12 @@ class LLaVAMoLE(ExpertBlocks):
         M x = W_M x + s B_M,e drop(x) A_M,e^T,  e = e(x) the likeliest of softmax(x R^T), x the block's input
         loss += balance mean over blocks of sum_e f_e p_e
 
-    with E = `experts`, r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), act the block's
-    activation, drop dropout of probability `dropout`; f_e the share of a block's real tokens that expert e got (sum 1)
-    and p_e its mean probability: a block's sum is 1 / E when routing is uniform. Padding goes to no expert. The choice
-    is used as it is, so the balance alone trains R; with `scale_by_prob: true` the change is multiplied by the
-    probability of its expert and R learns from the task too. Linear layers outside of feed-forward blocks get a plain
-    LoRA of the same settings, `rank_pattern` and `alpha_pattern` included.
+    with E = `experts`, r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), act the block's activation,
+    drop dropout of probability `dropout`; f_e the share of a block's real tokens that expert e got (sum 1) and p_e its
+    mean probability: a block's sum is 1 / E when routing is uniform, and a step has the mean of its micro-batches'.
+    Padding goes to no expert. The choice is used as it is, so the balance alone trains R; with `scale_by_prob: true`
+    the change is multiplied by the probability of its expert and R learns from the task too. Linear layers outside of
+    feed-forward blocks get a plain LoRA of the same settings, `rank_pattern` and `alpha_pattern` included.
 
     Shapes: A_M,e (r, in of the map) ~ U(-1/sqrt(in), 1/sqrt(in)), B_M,e (out of the map, r) = 0, so W' = W at step 0;
     R (E, hidden) ~ N(0, 0.02^2), one per block, float32, no bias.

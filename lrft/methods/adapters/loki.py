@@ -32,8 +32,9 @@ class LoKI(Additive):
     that the base may be stored in few bits; merged, they are rows of an ordinary weight.
     Source: Wang et al., "LoKI: Low-damage Knowledge Implanting of Large Language Models", AAAI 2026, arXiv
     2505.22120, and the authors' code (Nexround/LoKI); counts of Llama-3.1-8B as published.
-    Departures: D is float32 whatever the base; the code trains the rows themselves in the model's precision. A bias
-    stays as it is (the code lets it train at R).
+    Departures: D is float32 whatever the base; the code trains the rows themselves in the model's precision, so that
+    weight decay pulls them to 0 there, and here to the pretrained rows. A bias stays as it is (the code lets it train
+    at R).
     Advice: learning rate 1e-5, cosine, warm-up 0.1, 3 epochs in the authors' scripts; `percent` 10 to 30.
     """
 

@@ -30,7 +30,8 @@ class LoRAMoE(Experts):
     mean are over all entries of Z. `types: {COLUMN: [one, other]}` names a column of `data.features` and its two task
     types, which own the first and the second half of the experts; a document of neither type, or of both, has I = 1.
     Z constant gives 0 and parts the types: of a document the half with I = 1 + delta then holds (1 - delta) / 2.
-    delta = 0 makes it the plain balance of all experts. R and g are float32 whatever the activations are.
+    delta = 0 makes it the plain balance of all experts. A step's penalty is the mean of its micro-batches', as in the
+    code, so rows cut into others have another. R and g are float32 whatever the activations are.
 
     Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias;
     Z (documents, E).

@@ -25,10 +25,10 @@ class MixLoRA(ExpertBlocks):
     with E = `experts`, k = `top_k`, r = `rank`, s = `alpha` / r (`alpha` / sqrt(r) with `rslora: true`), act the
     block's activation; f_e the share of tokens sent to expert e (sum k) and p_e its mean probability, both over the
     real tokens of all blocks together, which is not the mean of the blocks' own terms; the sum is k `balance` when
-    routing is uniform. In training x is multiplied by uniform numbers within 1 +- `jitter`, and the inputs of the LoRAs
-    are dropped with probability `dropout`. Linear layers outside of feed-forward blocks get a plain LoRA of the same
-    settings, `rank_pattern` and `alpha_pattern` included. W_gate x and W_up x are formed once for all experts, and
-    W_down once, on sum_e w_e a_e: it is linear.
+    routing is uniform; a step has the mean of its micro-batches' sums, as in the code. In training x is multiplied by
+    uniform numbers within 1 +- `jitter`, and the inputs of the LoRAs are dropped with probability `dropout`. Linear
+    layers outside of feed-forward blocks get a plain LoRA of the same settings, `rank_pattern` and `alpha_pattern`
+    included. W_gate x and W_up x are formed once for all experts, and W_down once, on sum_e w_e a_e: it is linear.
 
     Shapes: A_e (r, in of its map) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out of its map, r) = 0, so every expert and, as w
     sums to 1, the block is the pretrained one at step 0; R (E, hidden) ~ N(0, 0.02^2), one per block, float32.

@@ -29,7 +29,8 @@ class MoLA(Experts):
     dropout of probability `dropout`, drawn apart for every expert. E is that of the site's layer: `experts` everywhere,
     or what `allocate: mola` sets. f_e is the share of token slots sent to expert e (sum 1) and p_e its mean
     probability, both over the real tokens of all the layer's sites together; a layer's term is `balance` when routing
-    is uniform. R and w are float32.
+    is uniform. A step's loss of balance is the mean of its micro-batches', as in the code, so rows cut into others have
+    another. R and w are float32.
 
     Shapes: A_e (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B_e (out, r) = 0, so W' = W at step 0; R (E, in) as A_e, no bias,
     one per site.

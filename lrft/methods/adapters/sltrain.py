@@ -34,7 +34,8 @@ class SLTrain(Factorized):
     numbers where in * out allows it, 64-bit ones beyond.
     Source: Han et al., "SLTrain: a sparse plus low-rank approach for parameter and memory efficient pretraining",
     NeurIPS 2024, arXiv 2406.02214, and the authors' code (andyjm3/SLTrain).
-    Departures: none.
+    Departures: a bias stays that of the layer, where the code draws one. Its variant with a scale that trains is left
+    out.
     Advice: a method for `model.weights: random`. Embeddings, head and norms train in full in the paper: `trainable`
     names them.
     """
@@ -87,7 +88,7 @@ class SLTrain(Factorized):
 
 def entries(density: float, site: Site) -> int:
     """How many entries the sparse part has."""
-    return int(density * site.in_features * site.out_features)
+    return int(density * (site.in_features * site.out_features))  # the product first, as in the code
 
 
 class _Kept(Context):

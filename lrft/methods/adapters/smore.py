@@ -53,8 +53,8 @@ class SMoRE(Routed, Adapter):
     with L the length of `experts` (the s_l), `top_k` (the f_l) and `ranks` (the r_l), each from the lowest layer up;
     act = `activation`. Choices run from layer L - 1 down: every chosen expert chooses f_l children in the layer below,
     prod f_l leaves a token. Values then run up. g_i is the share of parents, of real tokens, that chose i (sum f_l) and
-    h_i the mean of p_i over them: a layer's term is f_l `balance` where choices are uniform. Routing is float32
-    whatever the activations are. There is no scale.
+    h_i the mean of p_i over them: a layer's term is f_l `balance` where choices are uniform, and a step has the mean of
+    its micro-batches'. Routing is float32 whatever the activations are. There is no scale.
 
     Shapes: A_i (r_l, in), B_i (d_l, r_l) and V_l (d_l, d_(l-1)) ~ U within 1 / sqrt of their last dimension, with
     d_l = s_0 r_0 + ... + s_l r_l; U (out, d_(L-1)) = 0, so W' = W at step 0; a, b, v and u are 0. Of the routing

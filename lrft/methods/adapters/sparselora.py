@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor
 
@@ -14,28 +14,29 @@ from lrft.methods.adapters._contextual import Contextual
 from lrft.methods.adapters.lora import LoRA
 from lrft.ops.channel_matmul import channel_linear
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import Field
+from lrft.registry.config import ADDED, Field
 
 
 @ADAPTERS.register
 class SparseLoRA(LoRA):
     """Contextual sparsity: LoRA beside frozen layers of which, in training, some channels are computed.
 
-        y  = x W^T + b + s (drop(x) A^T) B^T     at tokens whose next is learnt, in the first steps, in evaluation
+        y  = x W^T + b + s (drop(x) A^T) B^T     at the tokens that are learnt, in the first steps, in evaluation
         y  = x W_I^T + b_I at I, 0 elsewhere, + s (drop(x) A^T) B^T     q, k, v, gate, up at the other tokens
         y  = x_I W_I^T + b + s (drop(x) A^T) B^T                        o, down there
         W' = W + s B A
 
     with r = `rank`, s and drop of `alpha` and `dropout` as in LoRA. I are the floor(C (1 - p)) channels of largest
-    score, of C; p = `feed_forward` or `attention`. All tokens of the micro-batch share I, and all have a say in it:
+    score, of C; p = `feed_forward` or `attention`. All tokens of the micro-batch share I, and all have a say in it, so
+    that other micro-batches choose otherwise:
 
         feed-forward block:  |act(x G) * (x U)|, the L2 norm over the tokens
         q and k:             |q| |k|, the norms of queries averaged over the heads that read one head of keys
         v and o:             |v|
 
     by G, U, q, k, v of the weights' leading `predictor_rank` singular triples. `dense_first` and `dense_last` layers
-    are left dense, and the first `dense_steps` of the run. Layers without a LoRA are sparse too. Backward passes are
-    those of the products that were computed.
+    are left dense, or all but `feed_forward_layers` and `attention_layers`, and the first `dense_steps` of the run.
+    Layers without a LoRA are sparse too. Backward passes are those of the products that were computed.
 
     Shapes: A (r, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, r) = 0 as in LoRA: W' = W at step 0, while a training step
     sees the sparse model by design.
@@ -47,10 +48,12 @@ class SparseLoRA(LoRA):
     Departures: heads of queries go with the head of keys that they read (the code's indices of grouped heads do not
     meet, and its o reads channels of the keys); gradients pass through what was computed (the code cuts them where it
     gathers and scatters, and leaves biases out everywhere); a channel that is not computed has no bias; padding has no
-    say. As in the code, queries and keys are chosen before their rotation, channel by channel. One sparsity for the
-    attentions and one for the feed-forward blocks of all sparse layers, where the authors' files name one for each.
+    say; each row has its own learnt tokens, where the code takes one stretch of positions for a whole batch, from the
+    first that is learnt in any row to the last. As in the code, queries and keys are chosen before their rotation,
+    channel by channel. Above 2,048 rows and columns triples are by a randomised SVD. One sparsity for all sparse
+    attentions and one for all sparse feed-forward blocks, as in the authors' files, which could name one for each.
     Advice: rank 32, alpha 64, no dropout, learning rate 3e-4 in the authors' runs; for Llama-3-8B and math 0.99 in 28
-    feed-forward blocks (layers 3 to 30), 0.75 in 14 attentions.
+    feed-forward blocks (layers 3 to 30), 0.75 in 14 attentions (`attention_layers`: 14 to 29 without 20 and 24).
     """
 
     aliases = {
@@ -76,6 +79,12 @@ class SparseLoRA(LoRA):
         )
         dense_first: int = Field(3, ge=0, description="layers at the beginning that compute all channels")
         dense_last: int = Field(1, ge=0, description="layers at the end that compute all channels")
+        feed_forward_layers: Annotated[list[Annotated[int, Field(ge=0)]] | None, ADDED] = Field(
+            None, min_length=1, description="layers whose blocks are sparse, instead of all between those"
+        )
+        attention_layers: Annotated[list[Annotated[int, Field(ge=0)]] | None, ADDED] = Field(
+            None, min_length=1, description="layers whose attentions are, likewise"
+        )
         dense_steps: float = Field(
             0.05, ge=0, lt=1, description="share of the run's steps that comes first, dense"
         )

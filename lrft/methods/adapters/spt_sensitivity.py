@@ -29,12 +29,13 @@ class SPT(Entries):
     Source: He et al., "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning", ICCV 2023, and the authors' code
     (ziplab/SPT, its variant with LoRA of rank 8), whose rule, module and scale, 1 with `alpha` as large as `rank`, were
     read.
-    Departures: carried from vision transformers to the linear layers of a language model. The code drops a module's
-    output for one example in ten while it trains; here nothing is dropped. Norms and biases, which it tunes whole where
-    a fifth of their numbers is sensitive and by entries elsewhere, are what `trainable` names, chosen by nobody: of a
-    language model they are one number in some thousands, and many have no bias. Entries are differences beside a base
-    of any storage and no masked weights, which is less memory on a dense base too (as of `adapter: gps`), so moments,
-    weight decay and the norm for clipping are of what trains alone.
+    Departures: carried from vision transformers to the linear layers of a language model. While it trains the code
+    drops a module's output for one example in ten, and one in ten of the inputs of those of queries, keys and values;
+    here nothing is dropped. Norms and biases, which it tunes whole where a fifth of their numbers is sensitive and by
+    entries elsewhere, are what `trainable` names, chosen by nobody: of a language model they are one number in some
+    thousands, and many have no bias. Entries are differences beside a base of any storage and no masked weights, which
+    is less memory on a dense base too (as of `adapter: gps`), so moments, weight decay and the norm for clipping are of
+    what trains alone.
     """
 
     aliases = {

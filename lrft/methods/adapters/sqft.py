@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -17,11 +17,21 @@ from lrft.methods.adapters._groups import check_groups
 from lrft.methods.adapters._pair import empty_pair, start_pair
 from lrft.methods.adapters._rank_draws import RankDraws, sub_rank
 from lrft.ops.bits import pack_bits, unpack_bits
+from lrft.ops.formed import WithoutBias
 from lrft.ops.merged_matmul import merged_linear
 from lrft.ops.straight_through import straight_through
 from lrft.ops.uniform import Grid
 from lrft.registry.axes import ADAPTERS
-from lrft.registry.config import AdapterConfig, Field, Iterator, Literal, Problem, RecipeView, model_validator
+from lrft.registry.config import (
+    ADDED,
+    AdapterConfig,
+    Field,
+    Iterator,
+    Literal,
+    Problem,
+    RecipeView,
+    model_validator,
+)
 from lrft.registry.errors import RecipeError
 from lrft.registry.json import Json
 
@@ -32,31 +42,31 @@ class SQFT(OnGrid, Adapter):
 
         W_p = W * M
         W'  = W_p + s (B A) * M                              y = x W_p^T + drop(x) (W' - W_p)^T + b
-        W'  = q (n - z),  n = Q(W_p + s (B A) * M)           y = drop(x) W'^T + b          with `bits`
-        Q(V): n = min(max(round(V / q) + z, 0), 2^bits - 1)
+        W'  = Q(Q(W_p) + s (B A) * M)                        y = drop(x) W'^T + b          with `bits`
+        Q(V) = q (n - z),  n = min(max(round(V / q) + z, 0), 2^bits - 1)
 
     with s = `alpha` / R, R = `rank`, * entry by entry, drop dropout of probability `dropout`, M the mask of kept
     entries: of every row the share `sparsity` is 0, those of least |W_ij| |x_j| by `init: wanda`. `sparsity: null`
-    takes a base that is sparse already: M = (W != 0). q and z are of each `group_size` weights of a row of W_p, which
-    they span from end to end, 0 included, q as half precision has it; z is an integer, so 0 stays exactly 0. They are
-    frozen, and gradients pass through the rounding. With `rounded_base: true` W_p is itself rounded before the sum, so
-    that a change below q / 2 changes nothing: what the authors' code does where it is given a rounded base alone.
+    takes a base that is sparse already: M = (W != 0). With `bits` what is rounded to 0 is not kept either: M = (Q(W_p)
+    != 0). `onto: exact` adds to W_p as it was, W' = Q(W_p + s (B A) * M), with its M. q and z are of each `group_size`
+    weights of a row of W_p, which they span from end to end, 0 included, q as half precision has it; z is an integer,
+    so 0 stays exactly 0. They are frozen, and gradients pass through the roundings.
 
     `ranks: [32, 24, 16]` is neural low-rank adapter search: every step trains B[:, :k] A[:k] with k drawn from these
-    for each attention and each feed-forward block, s stays; outside of steps, and in the merge, k is the middle one
-    of the ranks, the larger of two.
+    for each layer of the model, s stays; outside of steps, and in the merge, k is the middle one of the ranks, the
+    larger of two.
 
     Shapes: A (R, in) ~ U(-1/sqrt(in), 1/sqrt(in)), B (out, R) = 0; W' at step 0 is W_p, rounded with `bits`. Beside
     them the mask in 1 bit a weight, q and z (out, in / `group_size`).
     Trains: R (in + out) numbers per site. The pass keeps x, and dropped x; W' is formed again in the backward pass. A
     step takes five products as large as W's, three without dropout or with `bits`, where a frozen W takes two.
     Source: Munoz et al., "SQFT: Low-cost Model Adaptation in Low-precision Sparse Foundation Models", EMNLP Findings
-    2024, arXiv 2410.03750, and the authors' code: SparsePEFT, QA-SparsePEFT, elastic ranks.
+    2024, arXiv 2410.03750, and the authors' code, whose layer adds to Q(W_p), and to W_p by the commands it comes with.
     Departures: settled here: q and z are those of rounding to nearest, where the code has GPTQ's, and a storage of the
-    base (`quantization`) is beside it: the weight that is pruned and rounded is the one the storage reads back. M has
-    what was pruned, not what a rounded base has at 0 beyond it. The gradient passes the bounds too, as in the code.
-    Ranks of one block are drawn together, all maps of it; there is no search for the best sub-adapter but the code's
-    heuristic. The base keeps its pruned entries, which take part in nothing while the adapter is on.
+    base (`quantization`) is beside it: the weight that is pruned and rounded is the one the storage reads back. The
+    gradient passes the bounds too, as in the code. Ranks are drawn once a step, not in every pass, and for every site
+    of a layer, where the commands name queries, keys and values; there is no search for the best sub-adapter but the
+    code's heuristic. The base keeps its pruned entries, which take part in nothing while the adapter is on.
     Advice: the authors' runs have rank 32, alpha 64, dropout 0.1, learning rate 3e-4, with `bits: 4` 1e-4, and W_p at
     half the entries. `lrft merge --dtype float32` keeps W' to the last bit, and so does `--requantize
     int_groups` in its bits; zeros stay zeros in any precision.
@@ -79,29 +89,27 @@ class SQFT(OnGrid, Adapter):
         alpha: float = Field(64.0, gt=0, le=1_000_000)
         dropout: float = Field(0.1, ge=0, lt=1)
         sparsity: float | None = Field(
-            0.5,
-            gt=0,
-            lt=1,
-            description="share of every row that is pruned; null: the zeros that the base has",
+            0.5, gt=0, lt=1, description="share of every row that is pruned; null: the zeros of the base"
         )
         bits: Literal[2, 3, 4, 5, 6, 7, 8] | None = Field(
             None, description="bits of a merged weight; null leaves it unrounded"
         )
         group_size: int = Field(128, gt=0, description="weights of a row that share a step, with `bits`")
-        rounded_base: bool = Field(False, description="with `bits`, what is added to is rounded itself")
+        onto: Annotated[Literal["rounded", "exact"], ADDED] = Field(
+            "rounded", description="the pruned weight that the change is added to, with `bits`"
+        )
         ranks: list[int] | None = Field(
             None, min_length=2, description="ranks that steps are drawn from; the largest is `rank`"
         )
 
         @model_validator(mode="after")
         def _check_ranks(self) -> SQFT.Config:
-            if self.ranks is None:
-                return self
-            if min(self.ranks) < 1 or len({*self.ranks}) < len(self.ranks) or max(self.ranks) != self.rank:
-                raise ValueError(
-                    f"ranks are different numbers from 1 on, and the largest is rank; write rank: {max(self.ranks)}, "
-                    "each rank once"
-                )
+            if self.onto == "exact" and self.bits is None:
+                raise ValueError("onto is of weights that are rounded; write bits, or leave onto out")
+            ranks = self.ranks or [self.rank]
+            if min(ranks) < 1 or len({*ranks}) < len(ranks) or max(ranks) != self.rank:
+                message = "ranks are different numbers from 1 on, and the largest is rank"
+                raise ValueError(f"{message}; write rank: {max(ranks)}, each rank once")
             return self
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
@@ -149,7 +157,8 @@ class SQFT(OnGrid, Adapter):
             weight: (out, in).
         """
         many = weight.shape[1] if self.config.sparsity is None else self.kept_per_row
-        places = size.float().sort(dim=1, stable=True).indices[:, weight.shape[1] - many :]
+        pruned = weight.shape[1] - many
+        places = size.float().sort(dim=1, stable=True).indices[:, pruned:]  # of equals the last stay
         kept = torch.zeros(weight.shape, dtype=torch.bool, device=weight.device).scatter_(1, places, True)
         self.mask = pack_bits(kept & (weight != 0))
         self.chosen = True
@@ -174,6 +183,8 @@ class SQFT(OnGrid, Adapter):
         if self.config.bits is not None:
             grid = Grid.over(self._grouped(self.pruned(weight.float())), self.config.bits).in_half()
             self.q, self.z = grid.step, grid.zero
+            if self.config.onto == "rounded":
+                self.mask = pack_bits(self._rounded(self.pruned(weight.float())) != 0)
 
     def kept(self) -> Tensor:
         """M, (out, in) bool."""
@@ -191,7 +202,7 @@ class SQFT(OnGrid, Adapter):
         sparse = self.pruned(weight.float())
         if self.config.bits is None:
             return (sparse + self.masked()).to(weight.dtype)
-        start = self._rounded(sparse) if self.config.rounded_base else sparse
+        start = self._rounded(sparse) if self.config.onto == "rounded" else sparse
         return straight_through(start + self.masked(), self._rounded).to(weight.dtype)
 
     def delta_weight(self, weight: Tensor) -> Tensor:
@@ -201,16 +212,16 @@ class SQFT(OnGrid, Adapter):
         p = self.config.dropout if self.training else 0.0
         if p == 0 or self.config.bits is not None:
             return merged_linear(F.dropout(x, p), base, self.merged, self.parameters())
-        added = merged_linear(F.dropout(x, p), _NoBias(base), lambda weight: self.masked(), self.parameters())
+        added = merged_linear(
+            F.dropout(x, p), WithoutBias(base), lambda weight: self.masked(), self.parameters()
+        )
         return merged_linear(x, base, self.pruned, ()) + added
 
     @property
     def grid_settings(self) -> dict[str, Json] | None:
-        return (
-            None
-            if self.config.bits is None
-            else {"bits": self.config.bits, "group_size": self.config.group_size}
-        )
+        if self.config.bits is None:
+            return None
+        return {"bits": self.config.bits, "group_size": self.config.group_size}
 
     def on_grid(self, merged: Tensor) -> InGroups | None:
         if self.config.bits is None:
@@ -236,12 +247,3 @@ class SQFT(OnGrid, Adapter):
     @staticmethod
     def count(config: Any, site: Site) -> int:
         return int(config.rank * (site.in_features + site.out_features))
-
-
-class _NoBias:
-    """A frozen map whose bias somebody else adds."""
-
-    bias = None
-
-    def __init__(self, base: FrozenLinear) -> None:
-        self.weight = base.weight

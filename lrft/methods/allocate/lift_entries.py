@@ -20,9 +20,9 @@ from lrft.registry.config import Field, MethodConfig, Sequence, check_every
 class LIFTRefresh(Planner, TimedMethod):
     """Principal weights anew: every K steps entries train where the rank-reduced weight then is largest.
 
-        before steps K, 2 K, ...:   P' = the k largest entries of |W'_f|
-        values and moments at P' :  those they have where P' was in P before; others go on from what they had learnt,
-                                    with moments 0
+        before steps K - 1, 2 K - 1, ...:  P' = the k largest entries of |W'_f|
+        values and moments at P':          those they have where P' was in P before; others go on from what they
+                                           had learnt, with moments 0
 
     with K = `every`, P the adapter's places, W' = W + S the weight as it then is, f the adapter's `filter_rank`. The
     function is untouched, and the step count of the moments goes on. Without it the entries of the start train to the
@@ -32,7 +32,8 @@ class LIFTRefresh(Planner, TimedMethod):
     Trains: what the adapter trains, k numbers per site at all times.
     State: none beside the adapter's places and its entries at rest. Working room: W' and its SVD, one site at a time.
     Source: as of `adapter: lift_entries`.
-    Departures: places are taken before steps K, 2 K (in the code one step earlier).
+    Departures: as of `adapter: lift_entries`. Steps are counted as in the code, whose first renewal comes after K - 1
+    of them.
     """
 
     requires = {"renewable", "entry_moments"}
@@ -44,10 +45,11 @@ class LIFTRefresh(Planner, TimedMethod):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first choice."""
-            check_every(self.every, total_steps, "allocate.every", other=", or uniform")
+            if self.every > total_steps:
+                check_every(self.every, total_steps, "allocate.every", other=", or uniform")
 
     def before_step(self, run: Run) -> None:
-        if run.step == 0 or run.step % self.config.every:
+        if run.step == 0 or (run.step + 1) % self.config.every:
             return
         moved = total = 0
         for _, site in run.adapted():

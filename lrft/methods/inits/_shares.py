@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from lrft.core.entries import budget
+from lrft.core.entries import rounded
 from lrft.core.stages import Plan, SitePlan
 from lrft.ops.entries import shares
 from lrft.registry.errors import RecipeError
@@ -18,11 +18,23 @@ def sizes(plan: Plan) -> dict[str, int]:
     return {name: site.in_features * site.out_features for name, site in sites.items()}
 
 
-def asked(plan: Plan, setting: str, totals: Mapping[str, int]) -> int:
-    """The places that the adapters of all sites ask for: by `setting` where it is set, else a share of the totals."""
-    return sum(
-        plan[name].setting(setting) or budget(plan[name].setting("share"), n) for name, n in totals.items()
-    )
+def asked(
+    plan: Plan, setting: str, totals: Mapping[str, int], whole: Callable[[float], int] = rounded
+) -> int:
+    """The places that the adapters of all sites ask for together.
+
+    Args:
+        setting: how many, where a site says it; elsewhere its share of its total counts, and of the sum of all such
+            shares `whole` makes a number: rounded site by site they would be more, or fewer.
+    """
+    said, of = 0, dict[float, int]()  # share -> places that it is of: one product for each share
+    for name, total in totals.items():
+        if many := plan[name].setting(setting):
+            said += many
+        else:
+            share = plan[name].setting("share")
+            of[share] = of.get(share, 0) + total
+    return said + (whole(sum(share * total for share, total in of.items())) if of else 0)
 
 
 def in_proportion(plan: Plan, setting: str, totals: Mapping[str, int], wanted: int) -> Plan:

@@ -21,7 +21,8 @@ class GPSPlaces(Init):
         places = the K largest entries of |G| in every row
 
     with G averaged over `batches` micro-batches of the training rows, K the adapter's `per_row`. A factor on the loss
-    changes nothing.
+    changes nothing. Every micro-batch counts alike, by the gradient of its mean loss, as a batch does in the code:
+    where they differ in target tokens, rows cut into other micro-batches may choose other entries.
 
     Shapes: G (out, in); W' = W at step 0.
     Trains: what the adapter trains. The base gives up nothing.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Adapter
-from lrft.core.entries import Placed
+from lrft.core.entries import Placed, cut
 from lrft.core.frozen import Quantizer
 from lrft.core.params import Site
 from lrft.core.stages import Evidence, Init, Plan
@@ -29,9 +29,10 @@ class LTSFTPlaces(Init):
         with `original` W0:   places = those where W is not W0, and of the others the largest of |W1 - W|, K in all
 
     with W the pretrained weight and W1 that of the model in the folder `tuned`, such as `lrft merge` writes it of a run
-    with `trainable: full`. K is `entries` or what the adapter's `share` makes of all weights; of equal differences the
-    first are taken, so K is exact. A weight without a chosen entry is frozen whole. Without `tuned` the places are
-    drawn at random, in proportion to the sizes of the weights: the paper's variant that skips phase 1.
+    with `trainable: full`. K is `entries` or the adapter's `share` of all weights, cut to a whole number as in the
+    code; of equal differences the first are taken, so K is exact. A weight without a chosen entry is frozen whole.
+    Without `tuned` the places are drawn at random, in proportion to the sizes of the weights: the paper's variant that
+    skips phase 1.
 
     In n iterations the entries join in n parts. The i-th has the merged model of the one before as `model.name`, a full
     run on it as `tuned`, the pretrained model as `original`, and i K / n entries. What was learnt is kept and goes on
@@ -82,7 +83,7 @@ class LTSFTPlaces(Init):
     def wanted(self, plan: Plan) -> int:
         """Entries of all weights together."""
         totals = sizes(plan)
-        wanted = self.config.entries or asked(plan, "entries", totals)
+        wanted = self.config.entries or asked(plan, "entries", totals, cut)
         return check_wanted(wanted, sum(totals.values()), "init.entries")
 
     def foresee(self, plan: Plan) -> Plan:

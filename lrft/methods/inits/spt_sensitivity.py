@@ -13,7 +13,7 @@ from lrft.core.stages import Evidence, Init, Plan, SitePlan
 from lrft.methods.inits._shares import check_wanted, in_proportion, sizes
 from lrft.ops.entries import largest
 from lrft.registry.axes import INITS
-from lrft.registry.config import Field, MethodConfig
+from lrft.registry.config import AdapterConfig, Field, MethodConfig
 from lrft.registry.errors import RecipeError
 
 GRID, STEPS = 50, 79  # budgets of 1e6 of the paper: tau = 0.02e6, 0.04e6, ..., 1.58e6
@@ -32,13 +32,14 @@ class SPTChoice(Init):
                          nothing,                                             where c_i = 0
 
     tau is, of T / 50, 2 T / 50, ..., 79 T / 50, rounded up, the one at which the numbers of all weights together are
-    nearest to the budget T = `budget` or, without it, `share` of all entries; of two that are as near the larger.
-    Micro-batches are weighed by their target tokens; of equal s the first are taken.
+    nearest to the budget T = `budget` or, without it, `share` of all entries; of two that are as near the larger. Every
+    micro-batch counts alike, by the gradient of its mean loss, so that other micro-batches choose otherwise. Of equal s
+    the first are taken.
 
     Shapes: G, s (out, in), in float32. W' = W at step 0.
     Trains: what the adapter trains, about T numbers in all; a dry run shows T, as entries. The base gives up nothing.
     Source: as of `adapter: spt_sensitivity`: its rule, 16 batches, `threshold` 5 (10 in the released scripts).
-    Departures: s is summed over batches of one size there. The grid of tau is the paper's 0.02, 0.04, ..., 1.58
+    Departures: the grid of tau is the paper's 0.02, 0.04, ..., 1.58
     million, which serves its budgets of up to a million there and is stretched with the budget here. No norms and
     biases, whose rule is another one.
     """
@@ -60,6 +61,9 @@ class SPTChoice(Init):
         batches: int = Field(
             16, gt=0, description="training micro-batches that sensitivities are measured on"
         )
+
+    def signal_options(self, name: str, config: AdapterConfig) -> dict[str, object]:
+        return {"weighed": False}
 
     def wanted(self, plan: Plan) -> int:
         """The budget."""

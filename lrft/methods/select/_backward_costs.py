@@ -44,9 +44,10 @@ class Costs:
 def measure_costs(run: Run, order: list[ParamInfo]) -> Costs:
     """Costs of the run's parameters, which a backward pass has reached in this `order`.
 
-    Two operations for every number of a matrix and one for every number of a vector, for the gradient of the tensor and
-    for passing one on; tensors of one module are reached together. What does not train is crossed in the order in which
-    the model registers it. An embedding costs the row of the token; one that is also the head costs its product too.
+    Two operations for every number of a matrix, or of the matrices of experts, and one for every number of a vector,
+    for the gradient of the tensor and for passing one on; tensors of one module are reached together. What does not
+    train is crossed in the order in which the model registers it. An embedding costs the row of the token; one that is
+    also the head costs its product too.
     """
     roles = {info.param: info.role for info in run.parameters}
     owners, crossed, forward = _walk(run.model, roles)
@@ -90,7 +91,7 @@ def _walk(
 
 
 def _products(parameter: Tensor, role: str) -> float:
-    return float(parameter.numel() * (2 if role in PRODUCTS else 1))
+    return float(parameter.numel() * (2 if role in PRODUCTS or parameter.ndim > 1 else 1))
 
 
 def _weight_cost(info: ParamInfo, shared: bool) -> float:

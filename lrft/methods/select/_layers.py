@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import ClassVar
 
 from torch import nn
 
@@ -19,7 +20,12 @@ class Selection(TimedMethod):
     """A method that lets a part of the parameters train for a while, and then another.
 
     Between two steps all of them require gradients, so that what is saved and counted is the whole set.
+
+    Class attributes:
+        early: by how many steps each part after the first begins before a multiple of `every`.
     """
+
+    early: ClassVar[int] = 0
 
     class Config(MethodConfig):
         def refuse_one(self, every: int, total_steps: int, what: str, other: str = "") -> None:

@@ -23,7 +23,8 @@ class HFT(Selection):
                                                           floor(n / 2) in the others
 
     A category is the matrices beneath one module of a layer: of four of an attention two train in every layer, of three
-    of a feed-forward block two in one half of the layers and one in the other. The norms of a layer are a category too.
+    of a feed-forward block two in one half of the layers and one in the other; a tensor of all experts' matrices is one
+    of its block's. The norms of a layer are a category too.
     A bias goes with its matrix. What is outside of the layers always trains, and so do adapters.
 
     A stage is a run, or `every` steps of it; the numbers of stages go on from `stage`, so that a run that follows on
@@ -110,7 +111,7 @@ def categories(found: list[list[ParamInfo]]) -> list[Category]:
             units.setdefault(path.removesuffix(".weight").removesuffix(".bias"), []).append(info)
         beneath: dict[str, list[list[nn.Parameter]]] = {}
         for path, infos in units.items():
-            is_matrix = any(info.role == "matrix" for info in infos)
+            is_matrix = any(info.param.ndim > 1 for info in infos)
             category = f"matrices of {path.rpartition('.')[0]}" if is_matrix else "norms"
             beneath.setdefault(category, []).append([info.param for info in infos])
         for category, members in beneath.items():

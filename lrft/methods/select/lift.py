@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrft.core.notes import say
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.methods.select._layers import Selection, layers, train_only
@@ -20,9 +21,10 @@ from lrft.registry.errors import RecipeError
 class LIFT(Selection):
     """Low-rank informed sparse fine-tuning: entries that are large in a low-rank approximation of W train.
 
-        before steps 0, K, 2 K, ...:  M = the k largest entries of |W_f|,  k = min((rows + columns) r, rows columns)
-        after every backward pass:    G <- G where M, else 0
-        where M was taken anew:       the optimizer's moments <- 0 outside of M
+        k = min((rows + columns) r, rows columns)
+        before steps 0, K - 1, 2 K - 1, ...:  M = the k largest entries of |W_f|
+        after every backward pass:            G <- G where M, else 0
+        where M was taken anew:               the optimizer's moments <- 0 outside of M
 
     with K = `every`, r = `budget_rank`, f = `filter_rank`, W_f the best approximation of rank f of W as it then is; M
     and k are those of each matrix. Entries that stay keep their moments, new ones begin at 0, the step count goes on.
@@ -30,15 +32,15 @@ class LIFT(Selection):
 
     Shapes: those of the model. Changes nothing at step 0.
     Trains: k numbers of every matrix of a decoder layer that `trainable` names, as many as a LoRA of rank r has; beside
-    them adapters. Embeddings, head, norms and biases rest. Between two steps everything that the recipe names requires
-    gradients again, so it is saved whole.
+    them adapters. Embeddings, head, norms and biases rest, and, said, experts that one tensor holds. Between two steps
+    everything that the recipe names requires gradients again, so it is saved whole.
     State: the places of M, 8 bytes each, 4 in a checkpoint. The optimizer's moments are as large as the matrices, with
     zeros outside of M.
     Source: Liu et al., "LIFT the Veil for the Truth: Principal Weights Emerge after Rank Reduction for
     Reasoning-Focused Supervised Fine-Tuning", ICML 2025. The rule is the paper's; every released configuration of the
     authors' code, when it was run, took the smallest entries instead.
-    Departures: M is taken before steps 0, K, 2 K (in the code one step earlier). Moments are dense, so that any
-    optimizer that keeps them by entry will do; the code keeps vectors of k.
+    Departures: moments are dense, so that any optimizer that keeps them by entry will do; the code keeps vectors of k,
+    and its AdamW adds 1e-6 to the root of the second moment before that is corrected for its start.
     Advice: `budget_rank: 128`, betas 0.9 and 0.95, learning rate 1e-4 to 2e-4 in the authors' scripts.
     """
 
@@ -46,6 +48,7 @@ class LIFT(Selection):
         "lift_sparse principal_weights": "adapter: null\ntrainable: full\nselect: lift",
     }
     requires = {"base_weights", "first_order", "entry_moments"}
+    early = 1  # as the authors' code counts
 
     config: Config
 
@@ -60,7 +63,8 @@ class LIFT(Selection):
 
         def check_length(self, total_steps: int, ranks: Sequence[int] = ()) -> None:
             """Refuse a run that ends with the first selection."""
-            self.refuse_one(self.every, total_steps, "selection")
+            if self.every > total_steps:
+                self.refuse_one(self.every, total_steps, "selection")
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """What moves entries that have no gradient, or moves them before theirs is set to 0."""
@@ -84,10 +88,14 @@ class LIFT(Selection):
         if not self.matrices:
             message = "names no matrix of a decoder layer, so there is no entry to select; write full"
             raise RecipeError(message, "trainable.weights")
+        stacks = sum(info.param.ndim > 2 and not info.site for info in inside)
+        if stacks and not self.places:
+            remedy = "write model.experts: split to have them chosen in too"
+            say(f"select: {stacks} tensors of experts rest, as entries are chosen in matrices; {remedy}")
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
     def before_step(self, run: Run) -> None:
-        if run.step % self.config.every == 0:
+        if run.step == 0 or (run.step + self.early) % self.config.every == 0:
             for info in self.matrices:
                 self.places[info.name] = self.largest(info.param.detach())
                 for moment in moments(run, info):

@@ -15,17 +15,19 @@ class BatchFisher(Statistic):
 
         F = sum over micro-batches of n g * g / sum of n,  g = dL/dW
 
-    with L the micro-batch's mean loss, n its target tokens. Being squared after the mean, F depends on how the tokens
-    are cut into micro-batches. Micro-batches without a target are left out.
+    with L the micro-batch's mean loss, n its target tokens, or 1 without `weighed`. Being squared after the mean, F
+    depends on how the tokens are cut into micro-batches. Micro-batches without a target are left out.
 
     Shapes: F, g (out, in), in float32.
     Keeps: the weighed sum, out in numbers, and the sum of n.
-    Source: Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025, and the
-    authors' code.
+    Source: weighed, Cha et al., "Towards Robust and Parameter-Efficient Knowledge Unlearning for LLMs", ICLR 2025, and
+    the authors' code; without weights, He et al., "Sensitivity-Aware Visual Parameter-Efficient Fine-Tuning", ICCV
+    2023.
     Departures: none.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, weighed: bool = True) -> None:
+        self.weighed = weighed
         self.total: Tensor | None = None
         self.targets = 0
 
@@ -33,6 +35,7 @@ class BatchFisher(Statistic):
         count = tokens.supervised.numel()
         if count == 0:
             return
+        count = count if self.weighed else 1
         weighed = weight_gradient(x, dy, tokens).square_().mul_(count)
         self.total = weighed if self.total is None else self.total.add_(weighed)
         self.targets += count

@@ -51,6 +51,8 @@ def test_rows_of_the_projection_hold_their_share_of_entries():
     assert A.ne(0).sum(1).tolist() == [4000 * 3 // 16] * 16
     torch.testing.assert_close(A[A != 0].std(), torch.tensor(1 / 16), atol=0.002, rtol=0)
     assert not torch.equal(A[0] != 0, A[1] != 0)
+    uneven = make(width=90, rank=10, top_k=7).adapter.A  # int(90 * (7 / 10)) in the authors' code
+    assert (uneven != 0).sum(1).tolist() == [62] * 10
 
 
 def test_components_that_were_chosen_too_often_are_chosen_less():

@@ -79,7 +79,7 @@ def test_training_with_refreshes_is_adam_on_the_weight_with_moments_kept_where_e
     for t in range(1, 11):
         step(run)
         moved.append(run.metrics.get("entries_moved"))
-        if (t - 1) % EVERY == 0:
+        if t == 1 or t % EVERY == 0:  # the code chooses anew after step t - 1 where t is a multiple
             places = selector.largest(theirs.view(OUT, WIDTH))
             outside = torch.ones(OUT * WIDTH).index_fill(0, places, 0) == 1
             m[outside], v[outside] = 0, 0
@@ -90,7 +90,7 @@ def test_training_with_refreshes_is_adam_on_the_weight_with_moments_kept_where_e
         m[places], v[places] = b1 * m[places] + (1 - b1) * g, b2 * v[places] + (1 - b2) * g * g
         theirs[places] -= 0.05 * (m[places] / (1 - b1**t)) / ((v[places] / (1 - b2**t)).sqrt() + eps)
         torch.testing.assert_close(site.merged_weight(), theirs.view(OUT, WIDTH), atol=1e-5, rtol=1e-4)
-    assert [t for t, share in enumerate(moved) if share is not None] == [3, 6, 9] and 0 < moved[3] < 1
+    assert [t for t, share in enumerate(moved) if share is not None] == [2, 5, 8] and 0 < moved[2] < 1
     assert len(site.adapter.left_places) > 0
 
 
@@ -135,7 +135,7 @@ def test_a_checkpoint_holds_the_entries_at_rest_and_a_reset_forgets_them():
     [
         (["init=default"], r"init\.method: .* write init: lift_entries"),
         (["adapter={method: shira, rank: 4}", "init=default"], "renewable"),
-        (["allocate.every=3"], r"allocate\.every: 3 steps .* use at most 2"),
+        (["allocate.every=4"], r"allocate\.every: 4 steps .* use at most 2"),
         (["optimizer=muon"], "entry"),
     ],
 )

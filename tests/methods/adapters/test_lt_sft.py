@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from lrft.api.merging.merge import merge
 from lrft.api.training.train import train
@@ -51,8 +53,8 @@ def movements():
     return {name: scale[name] * change for name, change in weights(1).items()}
 
 
-def planned(base, **given):
-    config = LTSFT.Config(method="lt_sft", share=0.1)
+def planned(base, share=0.1, **given):
+    config = LTSFT.Config(method="lt_sft", share=share)
     plan = {name: SitePlan(Site(name, width, out), config) for name, (out, width) in SHAPES.items()}
     init = LTSFTPlaces(LTSFTPlaces.Config(method="lt_sft", **given))
     foreseen = init.foresee(plan)
@@ -87,6 +89,13 @@ def test_the_support_is_the_global_top_of_what_was_moved_and_the_start_is_the_pr
         mask = torch.zeros(base[name].numel()).index_fill(0, adapter.places.long(), 1).view(SHAPES[name]) == 1
         assert torch.equal(mask, differences[name] >= least)
         assert torch.equal(Adapted(Dense(base[name]), adapter).merged_weight(), base[name])
+
+
+@pytest.mark.parametrize(("share", "entries"), [(0.0104, 16), (0.1, 160), (0.0001, 1), (1.0, 1600)])
+def test_a_share_is_of_all_weights_together_and_cut_as_in_the_authors_code(share, entries):
+    """int(proportion * numbers): 16.64 is 16, where the weights' own 3.99, 5.99 and 6.66 would be 17."""
+    _, _, foreseen = planned(weights(), share)
+    assert count(foreseen) == entries
 
 
 def test_more_entries_than_moved_are_refused(tmp_path):
@@ -130,10 +139,11 @@ def test_a_later_iteration_keeps_what_was_moved_and_adds_the_furthest_of_the_res
         LTSFTPlaces.Config(method="lt_sft", original="x")
 
 
-def test_the_pull_is_the_mean_absolute_difference_over_the_weights_that_train():
+def test_the_pull_is_by_the_absolute_differences_over_the_numbers_of_the_model():
     config = LTSFT.Config(method="lt_sft", share=0.1, pull=0.3)
     sites = {name: Site(name, width, out) for name, (out, width) in SHAPES.items()}
-    parts = [LTSFT.at(config, site, LTSFT.shared(config, sites, 16)) for site in sites.values()]
+    numbers = LTSFT.shared(config, sites, 16)
+    parts = [LTSFT.at(config, site, numbers) for site in sites.values()]
     for part in parts:
         torch.nn.init.normal_(part.values)
     absolute = torch.cat([part.change().flatten() for part in parts]).abs()
@@ -141,6 +151,17 @@ def test_the_pull_is_the_mean_absolute_difference_over_the_weights_that_train():
     torch.testing.assert_close(total, 0.3 * absolute.mean())
     total.backward()
     torch.testing.assert_close(parts[0].values.grad, 0.3 / len(absolute) * parts[0].values.detach().sign())
+    base = nn.ModuleList(
+        [Adapted(Dense(weights()[name]), part) for name, part in zip(SHAPES, parts, strict=True)]
+    )
+    whole = nn.ModuleDict(
+        {"layers": base, "norm": nn.LayerNorm(24), "head": Dense(torch.ones(5, 24), torch.ones(5))}
+    )
+    numbers.bind(SimpleNamespace(hf=whole))
+    theirs = (
+        0.3 * absolute.sum() / (len(absolute) + 2 * 24 + 5 * 24 + 5)
+    )  # the code's num_params are the model's
+    torch.testing.assert_close(sum(part.penalty() for part in parts), theirs)
     plain = LTSFT.Config(method="lt_sft")
     assert LTSFT.shared(plain, sites, 16) is None and LTSFT.at(plain, sites["a"]).penalty() is None
 

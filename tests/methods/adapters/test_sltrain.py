@@ -77,6 +77,10 @@ def test_the_count_is_the_papers_44_million():
     assert own + 2 * 32000 * 512 + 17 * 512 == 43_529_832
 
 
+def test_the_entries_are_counted_as_in_the_authors_code_where_rounding_errors_decide():
+    assert len(make(out=100, width=44, density=0.03)[0].adapter.values) == int(0.03 * (100 * 44)) == 132
+
+
 def test_no_weight_is_kept_for_the_backward_pass():
     site, _ = make(out=64, width=64)
     kept = []

@@ -94,8 +94,8 @@ def test_blocks_are_chosen_by_the_score(score):
     assert site.adapter.places.tolist() == sorted(order[:4].tolist())
 
 
-def planned(signals, **given):
-    config = settings(share=0.25)  # 3 of 12 blocks
+def planned(signals, share=0.25, **given):
+    config = settings(share=share)  # 0.25: 3 of 12 blocks
     plan = {name: SitePlan(Site(name, WIDTH, OUT), config) for name in signals}
     init = SMTBlocks(SMTBlocks.Config(method="smt", **given))
     found = init.plan(plan, Evidence({n: {"grad": g} for n, g in signals.items()}, None, None))
@@ -110,6 +110,8 @@ def test_one_budget_is_dealt_over_all_matrices_and_the_dry_run_counts_the_same()
     none = torch.zeros(OUT, WIDTH)
     counts, foreseen = planned({"weak": weak, "none": none, "strong": strong})
     assert counts == {"weak": 1, "none": None, "strong": 8} and foreseen == 9
+    counts, foreseen = planned({"weak": weak, "none": none, "strong": strong}, share=0.06)
+    assert counts == {"weak": 1, "none": None, "strong": 1} and foreseen == 2  # 2.16 of all, and 0.72 of each
     counts, foreseen = planned({"weak": weak, "none": none, "strong": strong}, blocks=5)
     assert counts == {"weak": 1, "none": None, "strong": 4} and foreseen == 5
     with pytest.raises(RecipeError, match=r"init\.blocks: 37 are more than the 36"):
@@ -153,8 +155,9 @@ def test_a_warm_up_asks_for_gradients_of_weights_that_move():
 def test_a_dry_run_counts_the_numbers_that_will_train(tiny, changed):
     recipe = load_recipe("smoke/smt", [f"model.name={tiny()}", *changed]).recipe
     sites = list(linear_sites(load_model(recipe.model, meta=True)).values())
-    blocks = sum(max(1, round(0.1 * s.in_features * s.out_features / 32**2)) for s in sites)
-    wanted = 7 if "init.blocks=7" in changed else blocks
+    each = [s.in_features * s.out_features / 32**2 for s in sites]
+    blocks = {"init.blocks=7": 7, "init.scope=matrix": sum(max(1, round(0.1 * n)) for n in each)}
+    wanted = blocks.get(*changed, round(0.1 * sum(each))) if changed else round(0.1 * sum(each))
     assert measure(recipe, optimizer=False)["trainable"] == wanted * 32**2
 
 

@@ -154,6 +154,19 @@ def test_costs_are_what_torch_computes(tied, frozen):
     assert counter.operations == TOKENS * costs.forward
 
 
+def test_matrices_of_experts_cost_what_matrices_do():
+    """As if every token went through each, trained or crossed."""
+    made = make()
+    experts = nn.ParameterDict({"up": nn.Parameter(torch.ones(3, 8, 4))})
+    made.model.layers.append(experts)
+    crossed = measure_costs(made, made.parameters[::-1])
+    infos = [*made.parameters, ParamInfo("layers.2.up", experts["up"], "vector", block="layers.2")]
+    run = Run(made.model, infos, made.optimizer, made.schedule, 9)
+    costs = measure_costs(run, infos[::-1])
+    assert costs.weight[0] == 2 * 3 * 8 * 4
+    assert costs.forward == crossed.forward and sum(costs.passing) == sum(crossed.passing)
+
+
 def test_importance_is_the_loss_that_a_step_is_worth_to_first_order():
     run = make()
     order, worth = importances(run)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
-from lrft.methods.select.hft import HFT
+from lrft.methods.select.hft import HFT, categories
 from lrft.registry.axes import OPTIMIZERS, SCHEDULES
 from lrft.training import schedule
 
@@ -70,6 +70,16 @@ def test_two_of_four_of_one_and_a_half_of_three_and_half_of_the_norms(seed):
     many = Counter(len(of(trained, index, FEED_FORWARD)) for index in range(DEPTH))
     assert many == {1: DEPTH // 2, 2: DEPTH // 2}
     assert {"model.embed_tokens", "model.norm"} <= trained
+
+
+def test_tensors_of_experts_and_their_router_are_matrices_and_no_norms():
+    shapes = {"mlp.gate": (4, 2), "mlp.experts.gate_up_proj": (4, 6, 2), "mlp.experts.down_proj": (4, 2, 3)}
+    infos = [
+        ParamInfo(f"layers.0.{name}", nn.Parameter(torch.ones(shape)), "vector", block="layers.0")
+        for name, shape in {**shapes, **dict.fromkeys((f"{n}.weight" for n in NORMS), (2,))}.items()
+    ]
+    found = [[[units.shape for (units,) in layer] for layer in one] for one in categories([infos])]
+    assert found == [[[(4, 2)]], [[(4, 6, 2), (4, 2, 3)]], [[(2,), (2,)]]]
 
 
 @pytest.mark.parametrize(("depth", "matrices"), [(1, 2), (3, 5), (5, 8)])

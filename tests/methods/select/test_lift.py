@@ -134,6 +134,28 @@ def test_it_is_adamw_on_vectors_of_the_selected_entries_as_in_the_authors_code()
             torch.testing.assert_close(info.param.detach(), theirs[info.name], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("every", "steps"), [(1, list(range(8))), (3, [0, 2, 5]), (8, [0, 7])])
+def test_entries_are_chosen_as_often_and_as_early_as_in_the_authors_code(every, steps):
+    """There a choice follows every step t = 1, 2, ... with t + 1 a multiple of the interval."""
+    run, seen = make(every=every), []
+    selector = run.callbacks[0]
+    selector.largest = lambda weight: seen.append(run.step) or torch.arange(20)
+    for _ in range(8):
+        step(run)
+    assert sorted(set(seen)) == steps
+
+
+def test_experts_in_one_tensor_rest_and_that_is_said(capsys):
+    run = make()
+    assert not capsys.readouterr().err
+    stack = ParamInfo("layers.0.experts", nn.Parameter(torch.ones(3, 4, 2)), "vector", block="layers.0")
+    run.parameters.append(stack)
+    run.fire("start")
+    assert "select: 1 tensors of experts rest" in capsys.readouterr().err
+    run.fire("before_step")
+    assert not stack.param.requires_grad
+
+
 def test_at_a_selection_entries_that_stay_keep_their_moments_and_others_have_none():
     run = make(every=2)
     step(run), step(run)
@@ -181,7 +203,7 @@ def test_keeping_places_works_whatever_the_layout():
         (["optimizer.weight_decay=0.1"], r"optimizer\.weight_decay.* write 0"),
         (["optimizer.per_layer=true", "train.clip=null"], r"optimizer\.per_layer.* write false"),
         (["optimizer=muon"], "entries|entry"),
-        (["select.every=3"], r"select\.every: 3 steps .* use at most 2"),
+        (["select.every=4"], r"select\.every: 4 steps .* use at most 2"),
     ],
 )
 def test_what_would_move_other_entries_is_refused(overrides, message):
