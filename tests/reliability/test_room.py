@@ -93,6 +93,7 @@ def test_scores_whose_report_cannot_be_written_are_in_the_document_beside_the_er
 
 def test_scores_at_the_end_of_a_training_are_told_too(bench, monkeypatch):
     place = bench.place("resume", "scored")
+    shutil.rmtree(place / "run" / "eval")  # of the run that this one is made of
     (place / "run" / "eval").write_text("no folder")
     ended = call(place, (*COMMANDS["resume"].words, "eval.at_end=true"))
     assert ended.code == 1 and re.search(r"^loss: loss \d", ended.err, re.MULTILINE)
