@@ -104,10 +104,11 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
         return
     try:
         results = _probed(recipe, subject)
-    except DataError as error:
+    except (DataError, RecipeError) as error:
         if recipe.train.eval_tasks_every is not None or recipe.eval.at_end is not None:
             raise
-        raise DataError(f"{error}; or train without the scores by eval.at_end=false") from error
+        message = f"{error}; or train without the scores by eval.at_end=false"
+        raise (DataError(message) if isinstance(error, DataError) else RecipeError(message)) from error
     except NumericalError as error:
         with first_module(subject.model) as seen, suppress(NumericalError):
             evaluate_tasks(subject, tasks_of(recipe), 1, None, "")

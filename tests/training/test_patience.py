@@ -256,8 +256,12 @@ def test_a_task_that_cannot_be_scored_is_refused_before_the_first_step(tiny_reci
     with pytest.raises(DataError, match="the reference has no number after"):
         train(load_recipe(tiny_recipe(tmp_path), [*SHORT, *task]), tmp_path / "run")
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
-    with pytest.raises(DataError, match=r"or train without the scores by eval\.at_end=false$"):
+    left_out = r"or train without the scores by eval\.at_end=false$"
+    with pytest.raises(DataError, match=left_out):
         train(load_recipe(tiny_recipe(tmp_path), [*SHORT, "eval.tasks=[gsm8k]"]), tmp_path / "again")
+    without = ["~train.eval_every", "train.max_steps=2", "~data.eval"]
+    with pytest.raises(RecipeError, match=r"^data.eval: no held-out rows for loss.*" + left_out):
+        train(load_recipe(tiny_recipe(tmp_path), without), tmp_path / "none")
 
 
 def test_a_first_row_with_nothing_to_score_is_left_out(tiny_recipe, tmp_path):

@@ -212,7 +212,6 @@ def test_what_wants_text_is_refused(run, tmp_path):
     folder = RunFolder(run[1])
     for call in (
         lambda: export(folder, "gguf", tmp_path / "x"),
-        lambda: export(folder, "peft", tmp_path / "x"),
         lambda: open_run(folder),
     ):
         with pytest.raises(UsageError, match="scores whole texts"):
