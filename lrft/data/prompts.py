@@ -43,6 +43,26 @@ class Asker:
             example = replace(example, tools=own)
         return self.renderer.asked(example, self.at_once)
 
+    def said(self, example: Example, answer: str) -> str:
+        """The content of a message that the chat template writes as an answer was generated.
+
+        That is the answer, or where the template itself writes white space between the prompt and the words, the answer
+        without it: with both, what the model said stood otherwise in the next prompt than in any row.
+        """
+        template, bare = self.renderer.template, answer.lstrip()
+        if bare == answer or not bare or not example.messages:
+            return answer
+        tools = example.tools or self.renderer.format.own_tools
+        try:
+            whole = template.render(example.messages, tools, prompt=True) + answer.rstrip()
+            as_it_is, without = (
+                template.render([*example.messages, {"role": "assistant", "content": content}], tools)
+                for content in (answer, bare)
+            )
+        except DataError:
+            return answer
+        return bare if without.startswith(whole) and not as_it_is.startswith(whole) else answer
+
     def text(self, text: str) -> Example:
         """A text, asked as the run's format asks."""
         form = self.renderer.format
