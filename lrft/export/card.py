@@ -13,6 +13,7 @@ from lrft.export.fidelity import Fidelity
 from lrft.export.record import Exported
 from lrft.export.targets import GGUF, OLLAMA, PEFT
 from lrft.model.origin import hub_id, public_name
+from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.json import Json, to_section
@@ -124,10 +125,17 @@ def _front(recipe: Recipe, library: str, relation: str, tags: list[str]) -> str:
     keys = {
         **named,
         "library_name": library,
-        "pipeline_tag": "text-generation",
+        "pipeline_tag": _pipeline(recipe),
         "tags": [*lineage, *tags, "transformers"] if library != "transformers" else [*lineage, "lrft"],
     }
     return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
+
+
+def _pipeline(recipe: Recipe) -> str:
+    """What the hub offers the model for."""
+    if embeds(recipe.objective.method):
+        return "feature-extraction"
+    return "text-generation" if recipe.model.head is None else "text-classification"
 
 
 def base_told(recipe: Recipe) -> list[str]:
