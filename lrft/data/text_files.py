@@ -159,8 +159,8 @@ def _other_separator(path: Path, line: int, table: Table, delimiter: str) -> str
     if not first.count(other) or delimiter in first:
         return ""
     return (
-        f"; for columns between {SEPARATORS[other]} write separator: {json.dumps(other)} beside source, "
-        f"or separator: {json.dumps(delimiter)} where this is one column"
+        f"; for columns between {SEPARATORS[other]} write separator: {json.dumps(other)} beside source, or save it "
+        f"with {SEPARATORS[delimiter]}; where this is one column write separator: {json.dumps(delimiter)}"
     )
 
 
