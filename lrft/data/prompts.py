@@ -75,7 +75,10 @@ class Asker:
             DataError: it is none of these.
         """
         form = self.renderer.format
-        if row.keys() >= {*form.questions} and form.questions:
+        asks = row.keys() >= {*form.questions} or row.keys() >= {
+            *form.columns
+        }  # answers may hold what they answer
+        if asks and form.questions:
             return form.asked(row)
         if MESSAGES in row:
             turns = form.opened(turns_of(row[MESSAGES], MESSAGES, form.config.ignore), row)
