@@ -144,3 +144,25 @@ def test_rows_with_their_answers_are_asked_as_they_are(method, row, byte_tokeniz
     assert asker.row(row).messages == (ASKED,)
     if method != "unpaired":
         assert asker.ids(asker.row(row)) == asker.renderer.prompt_ids(row)
+
+
+IN_MESSAGES = [
+    ("preference", {"chosen": [ASKED, SAID], "rejected": [ASKED, SAID]}),
+    ("preference", {"prompt": "how ?", "chosen": [SAID], "rejected": [SAID]}),
+    ("unpaired", {"prompt": [ASKED], "completion": [SAID], "label": True}),
+    ("prompt_completion", {"prompt": [ASKED], "completion": [SAID]}),
+]
+
+
+@pytest.mark.parametrize(("method", "sample"), IN_MESSAGES)
+def test_a_text_is_asked_in_messages_where_the_rows_that_were_learnt_are(
+    method, sample, byte_tokenizer, renderer
+):
+    rendering = renderer(byte_tokenizer(CHATML), {"method": method, "system": "be kind"})
+    asker = Asker(rendering, sample)
+    expected = ({"role": "system", "content": "be kind"}, ASKED)
+    assert asker.text("how ?").messages == asker.row({"prompt": "how ?"}).messages == expected
+    assert asker.ids(asker.text("how ?")) == rendering.prompt_ids(sample)
+    texts = {"prompt": "how ?", "completion": "so", "chosen": "so", "rejected": "no", "label": True}
+    plain = Asker(rendering, {name: texts[name] for name in {*rendering.format.columns, "prompt"}})
+    assert plain.text("how ?").messages == () and plain.text("how ?").prompt == "be kind\n\nhow ?"
