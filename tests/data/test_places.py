@@ -1,4 +1,4 @@
-"""Where a row stands is its alone, also where a file has all of its rows on one line."""
+"""What a check says of rows on one line of a file, whose places are numbers, and of line ends within them."""
 
 from __future__ import annotations
 
@@ -53,3 +53,13 @@ def test_a_check_says_the_same_of_rows_on_one_line_as_of_rows_on_many(tiny, tmp_
         record = check_data(tmp_path / "recipe.yaml").record()
         found.append((record["rows_compared"], len(record["near_duplicates"])))
     assert found[0] == found[1] and found[0][0] == len(SAID) and found[0][1] > 0
+
+
+def test_line_ends_of_windows_within_texts_are_told_and_those_of_rows_are_none(tiny, tmp_path):
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b'prompt,completion\r\na,b\r\n"c\r\nd",e\r\n"f\ng",h\r\n')
+    (tmp_path / "recipe.yaml").write_text(RECIPE.format(model=tiny(), rows=path))
+    found = check_data(tmp_path / "recipe.yaml")
+    assert found.record()["carriage_returns"] == [f"{path}:3"]
+    told = dict(found.facts())["line ends of Windows in texts"]
+    assert told.startswith(f"1 rows (first: {path}:3)") and "line feeds" in told
