@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from lrft.core.notes import say
+from lrft.data.formats._format import fitting_formats
 from lrft.data.rows import Rows
 from lrft.data.sources import read_rows, read_sources
 from lrft.recipe.check import check
@@ -150,6 +151,7 @@ def guess(rows: Rows) -> tuple[FormatConfig, tuple[str, ...]]:
     if found:
         remedy = f"write which one it is, such as data.format: {next(iter(found))}"
         raise DataError(f"{seen} fit {listed(found, 'and')}; {remedy}")
+    _say_why_not(rows)
     first, *rest = [*columns, "ANSWER"]
     prompt, completion = (
         json.dumps(text, ensure_ascii=False) for text in (f"{{{first}}}", f" {{{rest[0]}}}")
@@ -159,3 +161,21 @@ def guess(rows: Rows) -> tuple[FormatConfig, tuple[str, ...]]:
         f"{seen} fit no format that can be guessed; name the one that reads them, {listed(FORMATS.names(), 'or')}, "
         f"with the names of its columns, such as data.format: {example}"
     )
+
+
+def _say_why_not(rows: Rows) -> None:
+    """Of rows that have the columns of a format, what keeps the format from reading them.
+
+    Raises:
+        DataError: the first row that it does not read, and why.
+    """
+    common = set[str].intersection(*(set(row) for row in rows))
+    for name in fitting_formats(common):
+        form = FORMATS.get(name)(FORMATS.declared(name).config(method=name))
+        for index, row in enumerate(rows):
+            if type(form).guess(row) is None:
+                try:
+                    form.example(row)
+                except DataError as error:
+                    by = f"by the column{'s' if len(form.columns) > 1 else ''} {listed(form.columns, 'and')}"
+                    raise DataError(f"{rows.where(index)}: {error} (data.format: {name}, {by})") from error

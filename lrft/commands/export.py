@@ -64,7 +64,7 @@ def export_command(
 
 
 def _show(out: Path, record: Exported) -> None:
-    from lrft.api.asking.doctor import how_to_serve
+    from lrft.api.asking.what_next import how_to_serve
 
     print(f"{out}: {record['target']}, {record.get('method') or 'no'} adapter on {record['base']}")
     sites = record.get("sites")

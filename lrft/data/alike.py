@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from lrft.core import stop
@@ -42,11 +42,13 @@ class Alike:
         near: training rows and the earlier training rows that they nearly repeat, with the share in common.
         held_out: the same of held-out rows and training rows.
         asked: held-out rows, not among those, whose question is word for word that of a training row.
+        returns: rows with the line ends of Windows in their texts, which are learnt like any other character.
     """
 
     near: tuple[tuple[str, str, float], ...]
     held_out: tuple[tuple[str, str, float], ...]
     asked: tuple[tuple[str, str], ...]
+    returns: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Json]:
         """Plain values: all of them, since they are what a script would remove."""
@@ -58,6 +60,7 @@ class Alike:
             "near_duplicates": pairs(self.near),
             "held_out_near_training": pairs(self.held_out),
             "held_out_asked_in_training": [{"row": row, "like": like} for row, like in self.asked],
+            "carriage_returns": [*self.returns],
         }
 
     def facts(self) -> list[tuple[str, str]]:
@@ -73,6 +76,12 @@ class Alike:
         if self.asked:
             first = ", ".join(f"{row} like {like}" for row, like in self.asked[:SHOWN])
             lines.append(("held-out questions asked in training", f"{len(self.asked):,} (first: {first})"))
+        if self.returns:
+            first = ", ".join(self.returns[:SHOWN])
+            what = (
+                f"{len(self.returns):,} rows (first: {first}), learnt as they are; save with line feeds alone"
+            )
+            lines.append(("line ends of Windows in texts", what))
         return lines
 
 
@@ -84,10 +93,14 @@ def compare(
     rows = [(split, index) for split in splits for index in split.usable()]
     texts, questions = Texts(), dict[tuple[str, ...], int]()
     asked: dict[int, int] = {}
+    returns: list[str] = []
     for number, (split, index) in enumerate(rows):
         stop.poll()
         example = form.completed(split.rows[index])
-        texts.add(texts_of(example))
+        said = list(texts_of(example))
+        texts.add(said)
+        if any("\r\n" in text for text in said):
+            returns.append(split.rows.where(index))
         question = tuple(chain.from_iterable(map(words, question_of(example))))
         if question and split is train:
             questions.setdefault(question, number)
@@ -96,7 +109,8 @@ def compare(
         progress(number + 1, len(rows))
     equal = _equal(rows)
     pairs = [pair for pair in texts.near() if pair.later not in equal]
-    return _placed(pairs, {k: v for k, v in asked.items() if k not in equal}, rows, train)
+    found = _placed(pairs, {k: v for k, v in asked.items() if k not in equal}, rows, train)
+    return replace(found, returns=tuple(returns))
 
 
 def _placed(pairs: list[Pair], asked: dict[int, int], rows: list[tuple[Split, int]], train: Split) -> Alike:

@@ -94,7 +94,14 @@ class ChatTemplate:
                 f"line {error.lineno} of the chat template is no Jinja: {_brief(error)}"
             ) from error
         except Exception as error:  # a template is a program of its own and may fail in any way
-            raise DataError(f"{self._place(messages, tools)}{_complaint(error)}") from error
+            place = self._place(messages, tools)
+            parts = max((len(m["content"]) for m in messages if isinstance(m["content"], list)), default=0)
+            joined = (
+                f"; it may take texts alone, and a content has {parts} parts: join them into one text"
+                if parts
+                else ""
+            )
+            raise DataError(f"{place}{_complaint(error)}{joined}") from error
 
     def answers(self, example: Example, text: str) -> list[Span]:
         """Every learnt answer of the conversation whose text is `text`, which ends with the last of them.

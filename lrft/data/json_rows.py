@@ -76,12 +76,14 @@ def _parse(path: Path, number: int, text: str) -> Json:
 def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: bool = True) -> Read:
     """The objects of the JSON list that begins at `start`, one at a time so that each keeps its line.
 
+    No lines are given where two of the rows begin on one: a place has to name one row.
+
     Args:
         alone: nothing may follow the list.
     """
     rows: list[Row] = []
     numbers: list[int] = []
-    line, counted = 1, 0
+    line, counted, shared = 1, 0, False
     at, decoder = _skip(text, start + 1), strict_decoder()
     while not text.startswith("]", at) and len(rows) != limit:
         stop.poll()
@@ -94,7 +96,7 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
             fail(path, line, reason_of(error))
         rows.append(_row(path, line, value, text[at:end]))
         numbers.append(line)
-        at = _skip(text, end)
+        at, begun = _skip(text, end), at
         ended = text.startswith("]", at)
         if not ended:
             more = _skip(text, at + 1)
@@ -104,10 +106,10 @@ def _parse_list(path: Path, text: str, start: int, limit: int | None, alone: boo
                     1 + text.count("\n", 0, at),
                     "not valid JSON (expected a comma and a row, or the list's ])",
                 )
-            at = more
+            at, shared = more, shared or "\n" not in text[begun:more]
         elif alone and text[at + 1 :].strip():
             fail(path, 1 + text.count("\n", 0, at), "not valid JSON (something follows the list)")
-    return rows, numbers
+    return rows, None if shared else numbers
 
 
 def _find_data(path: Path, text: str, start: int) -> int:

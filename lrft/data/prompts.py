@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from lrft.data.example import Example, Row
+from lrft.data.example import Example, OwnRow, Row
 from lrft.data.formats._conversation import open_question
+from lrft.data.formats._each import OfEachRow
 from lrft.data.formats._turns import turns_of
 from lrft.data.rows import Rows, placed
 from lrft.data.sources import read_rows
@@ -24,13 +25,18 @@ class Asker:
 
     Args:
         renderer: of the run; its format and chat template are what the model was trained with.
-        sample: a row the run was trained or scored on, which shows whether its answers are thought for; None where
-            there is none.
+        sample: a row the run was trained or scored on, which shows whether its answers are thought for, and whether
+            rows that a format reads as text or as messages are messages; None where there is none.
     """
 
     def __init__(self, renderer: Renderer, sample: Row | None = None) -> None:
         self.renderer = renderer
         self.at_once = sample is not None and bool(renderer.question(sample).given)
+        form = renderer.format
+        # Of sources of several formats, a question that no row asks is of the recipe's.
+        default = form.default if isinstance(form, OfEachRow) else form
+        own = sample is not None and (default is form or not isinstance(sample, OwnRow))
+        self.in_messages = own and bool(default.completed(sample or {}).messages)
 
     def ids(self, example: Example) -> list[int]:
         """Token ids of an example whose answer is still to come.
@@ -43,10 +49,37 @@ class Asker:
             example = replace(example, tools=own)
         return self.renderer.asked(example, self.at_once)
 
+    def said(self, example: Example, answer: str) -> str:
+        """The content of a message that the chat template writes as an answer was generated.
+
+        That is the answer, or where the template itself writes white space between the prompt and the words, the answer
+        without it: with both, what the model said stood otherwise in the next prompt than in any row.
+        """
+        template, bare = self.renderer.template, answer.lstrip()
+        if bare == answer or not bare or not example.messages:
+            return answer
+        tools = example.tools or self.renderer.format.own_tools
+        try:
+            whole = template.render(example.messages, tools, prompt=True) + answer.rstrip()
+            as_it_is, without = (
+                template.render([*example.messages, {"role": "assistant", "content": content}], tools)
+                for content in (answer, bare)
+            )
+        except DataError:
+            return answer
+        return bare if without.startswith(whole) and not as_it_is.startswith(whole) else answer
+
     def text(self, text: str) -> Example:
         """A text, asked as the run's format asks."""
         form = self.renderer.format
-        return form.asked(form.asking(text))
+        return self._as_learnt(form.asked(form.asking(text)), text, {})
+
+    def _as_learnt(self, example: Example, text: str, row: Row) -> Example:
+        """A text as a user's message, where the rows that were learnt were messages."""
+        form = self.renderer.format
+        if example.messages or not self.in_messages or len(form.questions) != 1 or not text:
+            return example
+        return Example(messages=form.opened([{"role": "user", "content": text}], row), tools=form.tools(row))
 
     def row(self, row: Row) -> Example:
         """A row of the run's own format, or one that holds `messages` or `prompt`; answers may be missing.
@@ -55,8 +88,12 @@ class Asker:
             DataError: it is none of these.
         """
         form = self.renderer.format
-        if row.keys() >= {*form.questions} and form.questions:
-            return form.asked(row)
+        asks = row.keys() >= {*form.questions} or row.keys() >= {
+            *form.columns
+        }  # answers may hold what they answer
+        if asks and form.questions:
+            said = row.get(form.questions[0])
+            return self._as_learnt(form.asked(row), said if isinstance(said, str) else "", row)
         if MESSAGES in row:
             turns = form.opened(turns_of(row[MESSAGES], MESSAGES, form.config.ignore), row)
             return open_question(Example(messages=turns, tools=form.tools(row)))

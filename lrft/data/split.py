@@ -45,9 +45,18 @@ def split_rows(rows: Rows, format: Format, wanted: float, seed: int) -> tuple[Ro
             f"and there are at least {min(map(len, groups))} of each; raise it, or remove the duplicates"
         )
     if sum(held) == len(rows):
-        raise DataError(f"data.split: {count} held-out rows of {len(rows)} leave none to train on; lower it")
+        raise DataError(
+            f"data.split: {count} held-out rows of {len(rows)} leave none to train on; {_remedy(rows)}"
+        )
     sides = [array("q", (k for k in range(len(rows)) if held[k] == side)) for side in (0, 1)]
     return rows.chosen(sides[0]), rows.chosen(sides[1])
+
+
+def _remedy(rows: Rows) -> str:
+    if len(rows) > 1:
+        return "lower it"
+    whole = "write row: line beside source for a row a line, or " if ".txt" in rows.where(0) else ""
+    return f"there is one row; {whole}name held-out rows as data.eval"
 
 
 def _digest(example: Example) -> bytes:

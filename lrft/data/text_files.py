@@ -7,6 +7,7 @@ as a timestamp and "007" or "NA" as a number or nothing, and they do not say whi
 from __future__ import annotations
 
 import csv
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from lrft.registry.errors import DataError
 from lrft.registry.source import COMPRESSED, Source
 
 COLUMN = "text"  # of the rows of a .txt file
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}
+CARRIAGE = "its lines end in carriage returns alone; save it with line feeds"
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,8 @@ def _read_table(
             if not fields:
                 continue
             if not names:
+                if len(fields) == 1 and (other := _other_separator(path, begun, table, delimiter)):
+                    fail(path, begun, f"the line is one column, {fields[0]!r:.60}{other}")
                 names = (
                     _header(path, begun, fields)
                     if table.header is True
@@ -137,8 +142,26 @@ def _read_table(
                 rows.append(dict(zip(names, fields, strict=True)))
                 numbers.append(begun)
     except csv.Error as error:
-        fail(path, begins, f"not a valid table ({error})")
+        what = CARRIAGE if "new-line" in str(error) else f"not a valid table ({error})"
+        fail(path, begins, f"{what}{_other_separator(path, begins, table, delimiter)}")
     return rows, numbers
+
+
+def _other_separator(path: Path, line: int, table: Table, delimiter: str) -> str:
+    """What to write where the first line looks parted by something else; empty where it does not."""
+    meant = (
+        table.separator is not None
+        or table.header is False
+        or (table.header is not True and len(table.header) == 1)
+    )
+    first = "" if meant or line > 1 else next(lines_of(path))
+    other = max((mark for mark in SEPARATORS if mark != delimiter), key=first.count)
+    if not first.count(other) or delimiter in first:
+        return ""
+    return (
+        f"; for columns between {SEPARATORS[other]} write separator: {json.dumps(other)} beside source, or save it "
+        f"with {SEPARATORS[delimiter]}; where this is one column write separator: {json.dumps(delimiter)}"
+    )
 
 
 def _named(path: Path, line: int, fields: list[str], table: Table) -> list[str]:

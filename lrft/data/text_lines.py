@@ -16,7 +16,7 @@ from lrft.data.example import Row
 from lrft.data.rows import Indexed
 from lrft.registry.errors import DataError
 
-Read = tuple[Indexed[Row], Sequence[int]]  # rows, and the line each begins on
+Read = tuple[Indexed[Row], Sequence[int] | None]  # rows, and the line each begins on, where each has its own
 Parse = Callable[[Path, int, str], Row]  # a line, its file and number, to a row
 
 BOM = b"\xef\xbb\xbf"

@@ -125,14 +125,14 @@ def _front(recipe: Recipe, library: str, relation: str, tags: list[str]) -> str:
     keys = {
         **named,
         "library_name": library,
-        "pipeline_tag": _task(recipe),
+        "pipeline_tag": _pipeline(recipe),
         "tags": [*lineage, *tags, "transformers"] if library != "transformers" else [*lineage, "lrft"],
     }
     return f"---\n{yaml.safe_dump(keys, sort_keys=False)}---\n\n"
 
 
-def _task(recipe: Recipe) -> str:
-    """What the hub calls what such a model does."""
+def _pipeline(recipe: Recipe) -> str:
+    """What the hub offers the model for."""
     if embeds(recipe.objective.method):
         return "feature-extraction"
     return "text-generation" if recipe.model.head is None else "text-classification"

@@ -11,6 +11,7 @@ from lrft.core.notes import say
 from lrft.data.tokenize import Renderer
 from lrft.export.conversation import in_order
 from lrft.model.gguf_tokens import CONTROL, DIGITS, SPLITS, USER_DEFINED
+from lrft.model.tokenizer import is_left_out
 from lrft.registry.errors import UsageError
 from lrft.registry.protocols import Tokenizer
 
@@ -71,7 +72,8 @@ def write_tokenizer(writer: Any, spoken: Spoken, rows: int, command: str) -> lis
     writer.add_token_list(texts)
     writer.add_token_types(kinds)
     writer.add_token_merges([m if isinstance(m, str) else " ".join(m) for m in inner["model"]["merges"]])
-    for name, token in (("bos", tokenizer.bos_token_id), ("pad", spoken.pad_id)):
+    pad = spoken.pad_id if is_left_out(tokenizer, spoken.pad_id) else None
+    for name, token in (("bos", tokenizer.bos_token_id), ("pad", pad)):
         if token is not None and token < rows:
             getattr(writer, f"add_{name}_token_id")(token)
     for name, token in zip(("eos", "eot", "eom"), spoken.stop_ids, strict=False):

@@ -109,11 +109,12 @@ def prove(template: str, render: Render, has_system: bool) -> list[str]:
     for messages in _conversations("Really?", thoughts, has_system):
         if go_template.render(template, messages) != render(messages, True):
             raise Untranslated("it takes thoughts out of earlier answers")
-    for messages in _conversations("  Spaced. \n", "\n Answered.  ", has_system):
-        if go_template.render(template, messages) != render(messages, True):
-            return [
-                "the chat template takes white space off the ends of messages and a Modelfile cannot: send none"
-            ]
+    for answered in ("\n Answered.  ", " Answered."):
+        for messages in _conversations("  Spaced. \n", answered, has_system):
+            if go_template.render(template, messages) != render(messages, True):
+                return [
+                    "the chat template takes white space off the ends of messages and a Modelfile cannot: send none"
+                ]
     return []
 
 

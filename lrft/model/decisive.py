@@ -13,6 +13,7 @@ from lrft.model.opening import opening
 from lrft.recipe.sections import ModelSection
 from lrft.registry.json import Json
 from lrft.registry.protocols import Tokenizer
+from lrft.registry.templates import as_first_written
 
 # Keys of config.json that say who wrote it and how it was kept: `model.dtype` decides the precision.
 SAID_OTHERWISE = {
@@ -81,7 +82,10 @@ def tokenizer_sums(tokenizer: Tokenizer, stops: set[int]) -> dict[str, str]:
 
 def template_sum(tokenizer: Tokenizer) -> str | None:
     """sha256 of the chat template in force; None where there is none."""
-    return None if not tokenizer.chat_template else sum_of(tokenizer.chat_template)
+    template = tokenizer.chat_template
+    if not template:
+        return None
+    return sum_of(as_first_written(template) if isinstance(template, str) else template)
 
 
 def sum_of(value: Json) -> str:

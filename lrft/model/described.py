@@ -31,6 +31,7 @@ from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import DamagedFile, RecipeError, first_line
 
 BUFFERS = ("e_score_correction_bias", "inv_freq")  # which are no parameters of a model
+DRY_RUN = "; `lrft train --dry-run` estimates it"  # what a plan that is not made is told
 
 
 class Described(NamedTuple):
@@ -68,8 +69,7 @@ def _skeleton_of(section: ModelSection, trust_remote_code: bool) -> tuple[Causal
         why = "it brings code of its own, and --trust-remote-code lets that decide"
     if why:
         raise UnknownFamily(
-            f"{section.name!r} is of a family whose layers `lrft plan` does not know ({why}); `lrft train --dry-run` "
-            "estimates it",
+            f"{section.name!r} is of a family whose layers `lrft plan` does not know ({why}){DRY_RUN}",
             "model.name",
         )
     check_layers(section.name, found.config["num_hidden_layers"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import cast
 
@@ -12,6 +12,7 @@ from transformers import AutoTokenizer, GenerationConfig
 from lrft.files.model_folder import check_model_folder
 from lrft.model.hf import HF
 from lrft.model.opening import opening
+from lrft.model.tokenizer import is_left_out
 from lrft.registry.protocols import Tokenizer
 
 IDS = ("eos_token_id", "pad_token_id", "bos_token_id")
@@ -19,9 +20,12 @@ MODES = ("do_sample", "num_beams")  # decide which of the other settings mean an
 
 
 def stops_as_trained(
-    hf: HF, tokenizer: Tokenizer, stop_ids: Iterable[int], pad_id: int, own_vocabulary: bool = False
+    hf: HF, tokenizer: Tokenizer, stop_ids: Collection[int], pad_id: int, own_vocabulary: bool = False
 ) -> list[str]:
-    """Let the model's configs stop where training stopped: the tokenizer's own eos first, a pad that stops nothing.
+    """Let the model's configs stop where training stopped: the tokenizer's own eos first, a pad that is no text.
+
+    The pad stops nothing where the tokenizer has a special token beside; else it is what ends an answer, as is
+    transformers' default.
 
     The checkpoint's other generation settings stay, those left out that transformers ignores and refuses to save.
 
@@ -34,8 +38,11 @@ def stops_as_trained(
     hf.generation_config, dropped = trained_generation(hf, tokenizer, stop_ids, pad_id, own_vocabulary)
     for config in {id(c): c for c in (hf.config, hf.config.get_text_config())}.values():
         for name in IDS if own_vocabulary else IDS[:2]:
+            ids = getattr(hf.generation_config, name)
+            if name == "pad_token_id" and ids in stop_ids:  # which has a row of the embedding that trains
+                ids = None if own_vocabulary else getattr(config, name, None)
             if hasattr(config, name):
-                setattr(config, name, getattr(hf.generation_config, name))
+                setattr(config, name, ids)
     return dropped
 
 
@@ -58,7 +65,9 @@ def trained_generation(
     size = (
         hf.get_input_embeddings().num_embeddings
     )  # a tokenizer may have been given a pad that the model has not
-    kept.pad_token_id = pad_id if pad_id < size else next(i for i in range(size) if i not in ends)
+    # transformers writes the pad behind an answer that ended, and takes what is like it in a prompt for padding.
+    special = pad_id < size and is_left_out(tokenizer, pad_id)
+    kept.pad_token_id = pad_id if special else ends[0]
     kept.bos_token_id = tokenizer.bos_token_id if own_vocabulary else hf.generation_config.bos_token_id
     return kept, dropped
 

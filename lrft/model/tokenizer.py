@@ -97,6 +97,13 @@ def pad_id(tokenizer: Tokenizer, stops: set[int]) -> int:
     return next(i for i in range(len(tokenizer)) if i not in stops)
 
 
+def is_left_out(tokenizer: Tokenizer, token: int) -> bool:
+    """Whether decoding without special tokens leaves the token out; any other is text, wherever it stands."""
+    added = tokenizer.added_tokens_decoder.get(token)
+    named = tokenizer.convert_ids_to_tokens([token])[0] in tokenizer.all_special_tokens
+    return named or (added is not None and added.special)
+
+
 def _tokenizer_source(section: ModelSection) -> tuple[str, tuple[str, str | None]]:
     """The key that names the tokenizer, its name and its revision, which is that of the model alone."""
     if section.tokenizer is None:

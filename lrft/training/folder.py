@@ -23,11 +23,17 @@ from lrft.training import run_manifest
 from lrft.training.links import check_links
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.run_manifest import KnownFiles, text_of
-from lrft.training.within_run import within_run
+from lrft.training.within_run import ADAPTER, BEST, LAST, within_run
 
 ROOT = Path("runs")
 RECIPE, RUN, PLAN, RESULT = run_manifest.RECIPE, run_manifest.RUN, run_manifest.PLAN, run_manifest.RESULT
 METRICS = "metrics.jsonl"
+WRITTEN = "fidelity.json"  # beside a recipe, of what was made of a run
+WITHOUT = {
+    BEST: ", as no step was scored: train with train.eval_every and data.eval",
+    LAST: " before its first checkpoint",
+    ADAPTER: " before it is finished",
+}
 LONGEST_NAME = 100  # characters of a recipe's name in that of a folder
 
 
@@ -207,9 +213,26 @@ def _find(run: RunFolder | Path | str | None, root: Path) -> RunFolder:
             folder.chosen = inside.checkpoint
             return folder
         if os.path.isfile(candidate / RECIPE):
+            _check_written(candidate)
             return RunFolder(candidate)
+        if candidate.name in (BEST, LAST, ADAPTER) and os.path.isfile(candidate.parent / RUN):
+            why = WITHOUT[candidate.name]
+            raise UsageError(f"{run}: the run has no {candidate.name}/{why}; name {candidate.parent}")
     known = [path.name for path in root.iterdir()] if root.is_dir() else []
     raise UsageError(f"{run} is not a run folder (it holds no {RECIPE}){did_you_mean(run.name, known)}")
+
+
+def _check_written(path: Path) -> None:
+    """Refuse what a run was merged or exported to.
+
+    Raises:
+        UsageError: says what reads it.
+    """
+    if os.path.isfile(path / WRITTEN) and not os.path.isfile(path / RUN):
+        raise UsageError(
+            f"{path}: is what lrft merge or lrft export wrote, and no run; name the run that it was made of, or see "
+            f"lrft doctor {path} for what loads it"
+        )
 
 
 def _recipe_name(path: Path) -> str | None:

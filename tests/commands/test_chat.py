@@ -160,6 +160,30 @@ def test_the_pieces_are_the_answer_and_an_answer_that_is_cut_stays_in_the_conver
     assert conversation.messages[-1] == {"role": "assistant", "content": cut.text}
 
 
+def test_an_answer_is_kept_as_the_template_writes_it(conversation, monkeypatch):
+    tokenizer = conversation.subject.tokenizer
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }}: {{ m.content }}{{ eos_token }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    asked = []
+
+    def said(target, ids, *rest):
+        asked.append(target.tokenizer.decode(ids))
+        return tokenizer(" so" if len(asked) == 1 else "no")["input_ids"], True
+
+    monkeypatch.setattr("lrft.api.asking.chat.stream", said)
+    replies = [
+        conversation.say(text, print, lambda: False).text for text in ("how?", "and now?", "and then?")
+    ]
+    assert replies == [" so", "no", "no"]
+    stop = tokenizer.eos_token
+    # What was generated in no such form, as without the space, stays what it is.
+    assert asked[2] == (
+        f"user: how?{stop}assistant: so{stop}user: and now?{stop}assistant: no{stop}user: and then?{stop}assistant:"
+    )
+
+
 def test_no_piece_holds_half_a_character(conversation):
     text = "héllo 🙂, 日本"
     tokens = conversation.subject.tokenizer(text, add_special_tokens=False)["input_ids"]

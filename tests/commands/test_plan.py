@@ -101,6 +101,7 @@ def test_a_dry_run_of_another_family_says_why_it_has_no_peaks(call, root, tiny):
     small = (f"model.name={tiny('gpt2')}", "data.train.limit=20", "data.eval.limit=4", "train.device=cpu")
     found = call("train", root / LORA, *small, "--dry-run", "--json").document
     assert found["peaks"] is None and "model_type gpt2" in found["memory"]
+    assert "dry-run" not in found["memory"]  # which this is
 
 
 @pytest.mark.parametrize(

@@ -293,6 +293,11 @@ def test_parts_are_one_text_or_what_the_template_makes_of_them(made):
     )
     with pytest.raises(DataError, match=r"message 1 \(user\) has content of 2 parts, which this chat"):
         made(CHATML).encode({"messages": [user(two), answer("so")]})
+    fails = CHATML.replace("{{ m.content }}", "{{ '' + m.content }}")
+    with pytest.raises(
+        DataError, match=r"message 1 \(user\): .*a content has 2 parts: join them into one text"
+    ):
+        made(fails).encode({"messages": [user(two), answer("so")]})
     joined = CHATML.replace(
         "{{ m.content }}",
         "{% if m.content is string %}{{ m.content }}{% else %}"

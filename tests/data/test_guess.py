@@ -61,7 +61,6 @@ REFUSED = {
     "label": ({"text": "a", "label": 1}, ["the columns text and label", "fit no format"]),
     "alpaca_text": ({"instruction": "a", "output": "b", "messages": TURNS}, ["fit chat and instruction"]),
     "two answers": ({"prompt": "a", "response": "b", "answer": "c"}, ["fit no format"]),
-    "list": ({"messages": ["a"]}, ["fit no format", 'completion: " {ANSWER}"']),
 }
 
 

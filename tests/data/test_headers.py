@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -122,3 +123,38 @@ def test_cola_and_e2e_are_read_as_published():
     assert len(cola) == 1043 and {row["label"] for row in cola} == {"0", "1"}
     e2e = read(data / "nlg" / "e2e_valid.txt", row="line", separator="||", header=["mr", "ref"])
     assert len(e2e) == 4672 and all(row["mr"].startswith("name : ") for row in e2e)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "separator"),
+    [
+        ("s.csv", "question;answer\nWhat?;That\n", ";"),
+        ("quoted.csv", '\ufeff"question";"answer"\r\n"What, then?";"That"\r\n', ";"),
+        ("t.csv", "question\tanswer\nWhat?\tThat\n", "\\t"),
+        ("c.tsv", "question,answer\nWhat?,That\n", ","),
+    ],
+)
+def test_a_table_between_other_characters_is_told_what_to_write(tmp_path, name, content, separator):
+    path = tmp_path / name
+    path.write_bytes(content.encode())
+    with pytest.raises(DataError, match=rf'{name}:1: .* write separator: "{re.escape(separator)}"'):
+        read(path)
+    assert list(read(path, separator=separator.replace("\\t", "\t"))[0]) == ["question", "answer"]
+
+
+def test_one_column_is_read_as_one_where_its_separator_is_written(tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("yes; no\na; b\n")
+    assert list(read(path, separator=",")) == [{"yes; no": "a; b"}]
+    path.write_text("plain\na; b\n")
+    assert list(read(path)) == [{"plain": "a; b"}]
+    path.write_text("a; b\n")
+    assert list(read(path, header=["said"])) == [{"said": "a; b"}]
+    assert list(read(path, header=False)) == [{"column_1": "a; b"}]
+
+
+def test_lines_that_end_in_carriage_returns_are_told_so(tmp_path):
+    path = tmp_path / "old.csv"
+    path.write_bytes(b"question,answer\rWhat?,That\r")
+    with pytest.raises(DataError, match=r"old\.csv:1: its lines end in carriage returns alone; save it"):
+        read(path)

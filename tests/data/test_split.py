@@ -95,3 +95,15 @@ def test_take_draws_rows_by_the_seed_and_keeps_their_order_and_lines(tmp_path):
     assert rows.where(3) == f"{file}:{first[3] + 1}"
     assert max(taken(0, take=10, limit=20)[0]) < 20, "of a limit, of those within it"
     assert taken(0, take=99)[0] == list(range(50))
+
+
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [
+        ("t.jsonl", "there is one row; name held-out rows as data.eval"),
+        ("book.txt", "there is one row; write row: line beside source for a row a line, or name held-out"),
+    ],
+)
+def test_one_row_is_not_split_and_what_would_work_is_said(name, remedy):
+    with pytest.raises(DataError, match=f"1 held-out rows of 1 leave none to train on; {remedy}"):
+        split_rows(held(["a"], name), form("text"), 0.1, 0)

@@ -102,6 +102,16 @@ def test_every_answer_of_it_is_learnt_with_its_stop_and_follows_what_is_asked(dr
 
 
 @pytest.mark.parametrize("name", template_names())
+def test_an_answer_as_it_is_generated_is_written_back_as_it_was_learnt(dressed, renderer, name):
+    """A server hands out what followed the prompt, and clients send it back as the earlier answer."""
+    tokenizer, stops = dressed(name)
+    encoded = renderer(tokenizer, "chat", stops=stops).encode({"messages": TALK[:2]})
+    generated = next(words for words, wanted in spans(encoded, tokenizer) if wanted)
+    said = {"role": "assistant", "content": generated.removesuffix(tokenizer.eos_token)}
+    assert text(tokenizer, [TALK[0], said, *TALK[2:]]) == text(tokenizer, TALK)
+
+
+@pytest.mark.parametrize("name", template_names())
 def test_a_text_begins_with_the_token_that_the_tokenizer_begins_texts_with(dressed, renderer, name):
     tokenizer, stops = dressed(name, bos=True)
     encoded = renderer(tokenizer, "chat", stops=stops).encode({"messages": TALK})

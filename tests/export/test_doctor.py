@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,10 @@ def test_an_exported_folder_passes_and_says_how_it_is_served(written, tmp_path, 
     )
     served = {"vllm": "vllm serve", "lora": "peft: ", "gguf": "llama-server -m", "ollama": "ollama create"}
     assert found["next"][0].startswith(served.get(form, "ollama create"))
+    base = (
+        json.loads((tmp_path / form / "adapter_config.json").read_text()) if form in ("lora", "vllm") else {}
+    )
+    assert base.get("base_model_name_or_path", "") in found["next"][0]  # it is on this machine
     conversations = [
         one for one in found["checks"] if "that of training" in one["check"] or "those of" in one["check"]
     ]
@@ -98,6 +103,29 @@ def test_a_run_folder_passes_and_a_damaged_checkpoint_does_not(run, tmp_path):
     assert "longer than the" in line
     with pytest.raises(CheckpointError, match="1 of 6 checks failed; 1 checkpoints are whole"):
         judge(diagnose(copy))
+
+
+@pytest.mark.parametrize(
+    ("family", "more"),
+    [("gpt2", ""), ("llama", "trainable: ['*norm.weight']"), ("mixtral", "experts")],
+)
+def test_what_no_server_takes_is_not_what_to_type_next(tiny, tmp_path, family, more):
+    model = f"{tiny(family)}, experts: split" if more == "experts" else tiny(family)
+    folder = trained(
+        tmp_path / "run", model, f"adapter: {{method: lora, rank: 4}}\n{more.removeprefix('experts')}"
+    )
+    assert [line.split()[1] for line in diagnose(folder)["next"]] == ["eval", "merge"]
+    with pytest.raises(UsageError):
+        export(folder, "vllm", tmp_path / "out", Options())
+
+
+def test_a_name_with_spaces_is_one_word_of_the_next_command(run, tmp_path):
+    folder = Path(shutil.copytree(run, tmp_path / "my first run"))
+    for line in diagnose(folder)["next"]:
+        assert str(folder) in shlex.split(line)
+    (folder / "checkpoints/step-3/state.json").write_text("{}")
+    then = [shlex.split(line) for line in diagnose(folder)["next"]]
+    assert then and all(any(str(folder) in word for word in line) for line in then)
 
 
 def test_a_merged_folder_passes_until_a_file_is_cut(run, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import lrft
 from lrft.api.merging.merge import merge
 from lrft.export import write
-from lrft.export.card import recipe_to_share
+from lrft.export.card import adapter_card, merged_card, recipe_to_share
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import ToleranceError
@@ -35,6 +35,7 @@ schedule: constant
 export: {{shard_size: 100KB}}
 """
 OLD_STOP = 7
+MERGED = {"onto": "original", "dtype": "float32", "rounding": None, "rows": 0, "rows_from": None}
 
 
 def finished(
@@ -188,6 +189,20 @@ def test_transformers_and_peft_load_the_same_model_with_no_key_too_many_or_too_f
 
 def front(folder: Path) -> dict:
     return yaml.safe_load((folder / "README.md").read_text().split("---")[1])
+
+
+@pytest.mark.parametrize(
+    ("more", "tag"),
+    [
+        ([], "text-generation"),
+        (["model.head=[a, b]", "objective=classify", "data.format=classify"], "text-classification"),
+        (["objective=contrastive", "data.format=retrieval"], "feature-extraction"),
+    ],
+)
+def test_the_cards_say_what_the_model_is_for(retargeted, more, tag):
+    recipe = load_recipe(retargeted / "recipe.yaml", more).recipe
+    for card in (adapter_card(recipe, {}, None), merged_card(recipe, MERGED, "one")):
+        assert yaml.safe_load(card.split("---")[1])["pipeline_tag"] == tag
 
 
 def test_no_path_of_this_machine_is_in_the_merged_folder_or_on_the_adapters_card(retargeted):

@@ -77,6 +77,11 @@ def test_a_template_that_does_more_is_refused_with_the_reason(chat, template, wh
 def test_what_a_modelfile_cannot_do_is_told(chat):
     assert translate(chat(CHATML), "")[1] == []
     assert "takes white space off" in translate(chat(TRIMS), "")[1][0]
+    absorbs = CHATML.replace(
+        "message['content']",
+        "(message['content'][1:] if message['content'][:1] == ' ' else message['content'])",
+    )
+    assert "takes white space off" in translate(chat(absorbs), "")[1][0]
     assert "no system messages" in translate(chat(NO_SYSTEM), "")[1][0]
 
 

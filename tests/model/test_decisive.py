@@ -10,6 +10,7 @@ import pytest
 from lrft.model.decisive import decisive_fields, template_sum, tokenizer_sums
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.sections import ModelSection
+from lrft.registry.templates import named_template
 
 
 @pytest.fixture
@@ -92,6 +93,18 @@ def test_every_part_of_a_serialised_tokenizer_counts(base, part):
     assert [name for name in now if now[name] != before[name]] == [part]
 
 
+PLAIN_BEFORE = """\
+{#- Words alone, for models without special tokens: a line a message, and the end-of-text token after every answer. \
+stop: eos -#}
+{{- bos -}}
+{%- for message in messages -%}
+  {{- message.role | capitalize -}}{{- ': ' -}}{{- message.content -}}
+  {%- if message.role == 'assistant' -%}{{- stop -}}{%- endif -%}
+  {{- '\\n' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- 'Assistant:' -}}{%- endif -%}"""
+
+
 class InPython:
     """A tokenizer without a backend that can be written out."""
 
@@ -112,3 +125,14 @@ def test_a_tokenizer_in_python_is_its_class_and_its_vocabulary():
     assert tokenizer_sums(InPython(b=1, a=0), {2}) == first
     assert tokenizer_sums(type("Another", (InPython,), {})(a=0, b=1), {2})["class"] != first["class"]
     assert template_sum(InPython()) is None
+
+
+def test_runs_that_began_with_the_earlier_text_of_a_named_template_go_on():
+    written = InPython()
+    sums = []
+    for body in (named_template("plain"), PLAIN_BEFORE):
+        written.chat_template = f"{{%- set stop = eos_token -%}}\n{body}"
+        sums.append(template_sum(written))
+    assert named_template("plain") != PLAIN_BEFORE and sums[0] == sums[1]
+    written.chat_template += " "
+    assert template_sum(written) != sums[0]

@@ -29,10 +29,19 @@ def test_a_tokenizer_without_a_stop_of_its_own_leaves_the_others(loaded):
     assert trained_generation(hf, tokenizer, {9, 4}, 7)[0].eos_token_id == [4, 9]
 
 
-def test_a_pad_without_an_embedding_gives_way_to_an_id_that_stops_nothing(loaded):
+def test_a_pad_that_is_no_special_token_or_has_no_embedding_gives_way_to_the_first_stop(loaded):
     hf, tokenizer = loaded
-    assert trained_generation(hf, tokenizer, {0, 1}, 10_000)[0].pad_token_id == 2
-    assert trained_generation(hf, tokenizer, {0, 1}, 5)[0].pad_token_id == 5
+    own = tokenizer.eos_token_id
+    assert trained_generation(hf, tokenizer, {own, 9}, 10_000)[0].pad_token_id == own
+    assert trained_generation(hf, tokenizer, {own, 9}, 5)[0].pad_token_id == own
+    assert trained_generation(hf, tokenizer, {own, 9}, tokenizer.pad_token_id)[0].pad_token_id == 0
+
+
+def test_a_pad_that_is_a_stop_is_not_written_where_it_takes_a_row_of_the_embedding(loaded):
+    hf, tokenizer = loaded
+    hf.config.pad_token_id = None
+    stops_as_trained(hf, tokenizer, {tokenizer.eos_token_id}, 5)
+    assert hf.generation_config.pad_token_id == tokenizer.eos_token_id and hf.config.pad_token_id is None
 
 
 def test_the_begin_of_text_is_the_checkpoints_unless_the_vocabulary_is_another(loaded):

@@ -71,14 +71,16 @@ class Conversation:
         asked = self.asker.text(text)
         earlier = self.messages if self.remembers else []
         turns = [*earlier, *(asked.messages[-1:] if earlier else asked.messages)]
-        ids = self.asker.ids(replace(asked, messages=tuple(turns)))
+        example = replace(asked, messages=tuple(turns))
+        ids = self.asker.ids(example)
         room = min(self.max_new_tokens, self._room(len(ids)))
         target = replace(self.subject, should_stop=should_stop, progress=None)
         tokens, stopped = stream(target, ids, room, tell, self.sampling, self.replies)
         self.replies += 1
         said = target.decode(tokens)
         question = turns if self.remembers else [*self.messages, {"role": "user", "content": text}]
-        self.messages = [*question, {"role": "assistant", "content": said}]
+        kept = self.asker.said(example, said) if self.remembers else said
+        self.messages = [*question, {"role": "assistant", "content": kept}]
         ended = "stopped" if stopped else "limit" if len(tokens) == room else "cut"
         return Reply(said, len(tokens), ended)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from lrft.api.asking.doctor_run import check_run
+from lrft.api.asking.what_next import has_plain_form, how_to_load, how_to_serve, typed
 from lrft.api.opening.compared import as_trained
 from lrft.build.dataset import read_text
 from lrft.export.card import base_told
@@ -23,12 +24,8 @@ from lrft.export.folder_checks import (
 from lrft.export.heard import MODEL, hear
 from lrft.export.plain_form import CONFIG
 from lrft.export.record import RECORD, Exported
-from lrft.export.targets import GGUF, OLLAMA, PLAIN, VLLM
+from lrft.export.targets import VLLM
 from lrft.export.vllm_form import check_folder
-from lrft.files.json import read_object
-from lrft.files.records import ModelConfig
-from lrft.recipe.embedding_clashes import embeds
-from lrft.recipe.schema import Recipe
 from lrft.registry.errors import CheckpointError, DamagedFile, LrftError, UsageError
 from lrft.training.folder import RECIPE, RESULT, RUN, RunFolder
 from lrft.training.relied import own_recipe
@@ -95,7 +92,7 @@ def _run(path: Path, found: Diagnosis, trusted: bool) -> None:
     recipe = own_recipe(path).recipe
     if not folder.has(RESULT):
         found["told"].append("the run has not finished")
-        found["next"].append(f"lrft train {path / RECIPE} --out {path} --resume")
+        found["next"].append(f"lrft train {typed(path / RECIPE)} --out {typed(path)} --resume")
     if not folder.adapter.is_dir():
         return
     _look_at_adapter(folder.adapter, found)
@@ -108,16 +105,14 @@ def _run(path: Path, found: Diagnosis, trusted: bool) -> None:
         found["checks"] += hear(folder.adapter, seen["conversation"], seen.get("stops"), trusted)
     found["told"] += base_told(recipe)
     found["next"] += [
-        f"lrft eval {path}",
-        f"lrft merge {path} --out model",
-        *([f"lrft export {path} --for {VLLM} --out served"] if _has_plain_form(recipe) else []),
+        f"lrft eval {typed(path)}",
+        f"lrft merge {typed(path)} --out model",
+        *(
+            [f"lrft export {typed(path)} --for {VLLM} --out served"]
+            if has_plain_form(recipe, folder.adapter)
+            else []
+        ),
     ]
-
-
-def _has_plain_form(recipe: Recipe) -> bool:
-    """Whether nothing of the recipe says already that a server with plain adapters could not take the run."""
-    scores = recipe.model.head is not None or embeds(recipe.objective.method)
-    return not scores and recipe.model.add_tokens is None
 
 
 def _exported(path: Path, found: Diagnosis, _: bool) -> None:
@@ -172,16 +167,6 @@ def _compare_with_run(path: Path, record: Exported, found: Diagnosis, trusted: b
         )
 
 
-def how_to_load(path: Path) -> str:
-    """The line that loads or serves a model folder."""
-    if (path / MODEL).is_file():
-        return f"llama-server -m {path / MODEL} --jinja"
-    made = read_object(path / "config.json", ModelConfig, within=path).get("architectures") or []
-    scores = any(name.endswith("ForSequenceClassification") for name in made)
-    kind = "AutoModelForSequenceClassification" if scores else "AutoModelForCausalLM"
-    return f"transformers: {kind}.from_pretrained({str(path)!r})"
-
-
 def _look_at_adapter(path: Path, found: Diagnosis) -> None:
     found["checks"] += check_tensors(path)
     if not (path / CONFIG).is_file():
@@ -192,27 +177,6 @@ def _look_at_adapter(path: Path, found: Diagnosis) -> None:
     checks, told = check_adapter(path)
     found["checks"] += checks
     found["told"] += told
-
-
-def how_to_serve(path: Path, record: Exported) -> str:
-    """The line that serves an exported folder."""
-    target, base, run = record["target"], record["base"], record["run"]
-    if target == VLLM:
-        flags = f"--enable-{PLAIN} --max-{PLAIN}-rank {record['rank']} --{PLAIN}-modules {run}={path}"
-        return f"vllm serve {base} {flags}"
-    if target == OLLAMA:
-        return f"ollama create {run} -f {path / 'Modelfile'}"
-    if target == GGUF and record.get("merged"):
-        return how_to_load(path)
-    if target == GGUF:
-        return f"llama-server -m BASE.gguf --{PLAIN} {path / 'adapter.gguf'} --jinja"
-    labels = record.get("labels")
-    kind, more = (
-        ("CausalLM", "") if labels is None else ("SequenceClassification", f", num_labels={len(labels)}")
-    )
-    return (
-        f"peft: PeftModel.from_pretrained(AutoModelFor{kind}.from_pretrained({base!r}{more}), {str(path)!r})"
-    )
 
 
 def _is_exported(path: Path) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lrft.api.asking.posterior_folder import FOLDER as POSTERIOR
+from lrft.api.asking.what_next import typed
 from lrft.export.checks import Check, check
 from lrft.files.sums import MANIFEST, folder_fault
 from lrft.registry.errors import DamagedFile, LrftError, MissingFile
@@ -40,7 +41,7 @@ def check_run(folder: RunFolder) -> tuple[list[Check], list[str], list[str]]:
         told.append(f"there is no {MANIFEST}, so the records are believed")
     then = _next(folder, bool(recipe), bool(records or faults), len(broken) < len(steps))
     if len(broken) < len(steps):  # the others do without it
-        then += [f"rm -r {step}" for step in damaged]
+        then += [f"rm -r {typed(step)}" for step in damaged]
     return checks, told, then
 
 
@@ -106,5 +107,5 @@ def _next(folder: RunFolder, recipe: bool, damaged: bool, has_whole: bool) -> li
     if recipe:
         return []
     if not has_whole and remains(folder.checkpoints):
-        return [f"lrft train {path / RECIPE} --out NEW"]
-    return [f"lrft train {path} --resume"] if damaged else []
+        return [f"lrft train {typed(path / RECIPE)} --out NEW"]
+    return [f"lrft train {typed(path)} --resume"] if damaged else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from lrft.export.scored import compare_scores, scores_of
 from lrft.export.write import write_classifier
 from lrft.model.load import DTYPES
 from lrft.model.score_head import classifier, give_score_head, lacks_classifier, scores_on_disk
+from lrft.model.tokenizer import is_left_out
 from lrft.registry.errors import NotMergeable
 
 if TYPE_CHECKING:
@@ -57,7 +59,15 @@ class ScoredMerge(Merge):
         return dense
 
     def _write(self, dense: CausalLM, place: Path, held: Mapping[str, Tensor] | None = None) -> None:
-        text = self.text
-        pad = text.tokenizer.pad_token_id
-        made = classifier(dense, text.pad_id if pad is None else pad)
-        write_classifier(made, text.tokenizer, place, self.recipe.export.shard_size)
+        tokenizer = self.text.tokenizer
+        pad = self._pad()
+        if tokenizer.pad_token_id is None and is_left_out(tokenizer, pad):
+            tokenizer = copy.deepcopy(tokenizer)
+            tokenizer.pad_token = str(tokenizer.convert_ids_to_tokens([pad])[0])
+        write_classifier(classifier(dense, pad), tokenizer, place, self.recipe.export.shard_size)
+
+    def _pad(self) -> int:
+        """What the classifier takes for padding: no token that a text ends with, or its score is of another token."""
+        tokenizer, last = self.text.tokenizer, {d.input_ids[-1] for row in self.rows for d in row.documents()}
+        own = [tokenizer.pad_token_id, tokenizer.eos_token_id] if last else [tokenizer.pad_token_id]
+        return next((pad for pad in own if pad is not None and pad not in last), self.text.pad_id)

@@ -18,6 +18,7 @@ from lrft.export.fidelity import Generation
 from lrft.model.batching import own_settings, stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.stopping import generation_of, read_tokenizer
+from lrft.model.tokenizer import is_left_out
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError, first_line
 from lrft.registry.protocols import Tokenizer
@@ -36,7 +37,8 @@ def check_stops(recipe: Recipe, text: Text, merged: CausalLM, folder: Path, trus
     settings, tokenizer = generation_of(folder), read_tokenizer(folder, trusted)
     said = settings.eos_token_id
     ends = said if isinstance(said, list) else [said]
-    agrees = set(ends) == text.stop_ids and settings.pad_token_id not in ends
+    pads = settings.pad_token_id not in ends or not is_left_out(text.tokenizer, text.pad_id)
+    agrees = set(ends) == text.stop_ids and pads
     agrees = agrees and tokenizer.eos_token_id in (None, ends[0])
     found: Generation = {"eos_token_id": ends, "pad_token_id": settings.pad_token_id, "agrees": agrees}
     prompts = _prompts(recipe, text, tokenizer)

@@ -26,7 +26,7 @@ from lrft.core.stages import ranks_of
 from lrft.data.steps import Shape, TrainData
 from lrft.model.backend import keeps_apart
 from lrft.model.causal_lm import CausalLM
-from lrft.model.described import UnknownFamily
+from lrft.model.described import DRY_RUN, UnknownFamily
 from lrft.model.liger import check_liger
 from lrft.model.load import DTYPES, load_model
 from lrft.recipe.load import LoadedRecipe, as_loaded
@@ -154,7 +154,7 @@ def _peaks(recipe: Recipe, shapes: set[Shape], trusted: bool) -> tuple[dict[str,
     try:
         found, _ = fit.forecast(recipe, where, list(shapes), trusted)
     except UnknownFamily as error:
-        return None, str(error)
+        return None, f"{str(error).removesuffix(DRY_RUN)}: the total is an estimate"
     return found.by_use(), fit.sentence(recipe, where, found) if found.train["total"] > where["bytes"] else ""
 
 

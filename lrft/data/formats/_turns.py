@@ -9,6 +9,18 @@ from lrft.registry.errors import DataError
 from lrft.registry.json import Json, parse_text, to_section
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
+# Other names of the speakers, in small letters.
+SPEAKERS = {
+    "human": "user",
+    "gpt": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "bot": "assistant",
+    "ai": "assistant",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+}
 # Other names for the weight of a message, where the value says yes or no; and names whose values may say anything.
 TRAINS = ("train", "training", "loss")
 WEIGHTS = ("mask", "train_on_turn", "train_detail")
@@ -27,10 +39,24 @@ SAID = (
 
 def are_turns(value: Json, speaker: str, words: str) -> bool:
     """Whether a column holds a list of turns that each have a speaker and mostly words, under these keys."""
+    value = listed(value)
     turns = value if isinstance(value, list) else []
     return any(isinstance(turn, dict) and words in turn for turn in turns) and all(
         isinstance(turn, dict) and speaker in turn for turn in turns
     )
+
+
+def listed(value: Json) -> Json:
+    """What a column holds, a list that it has as JSON text read."""
+    if isinstance(value, str) and value.lstrip().startswith("["):
+        with suppress(ValueError):
+            return parse_text(value)
+    return value
+
+
+def no_list(value: Json) -> str:
+    """Of text in the place of a list, what it is not."""
+    return ", and holds a text that is no JSON list" if isinstance(value, str) else ""
 
 
 def turns_of(messages: Json, column: str, ignore: list[str]) -> list[Message]:
@@ -39,8 +65,11 @@ def turns_of(messages: Json, column: str, ignore: list[str]) -> list[Message]:
     Raises:
         DataError: not a list, or the first message that is none.
     """
+    messages = listed(messages)
     if not isinstance(messages, list) or not messages:
-        raise DataError(f"column {column!r} must be a list of messages with role and content")
+        raise DataError(
+            f"column {column!r} must be a list of messages with role and content{no_list(messages)}"
+        )
     return [_turn(message, number, ignore) for number, message in enumerate(messages, 1)]
 
 
@@ -93,15 +122,22 @@ def tools_of(held: Json, column: str) -> tuple[Message, ...]:
 def _turn(message: Json, number: int, ignore: list[str]) -> Message:
     if not isinstance(message, dict) or "role" not in message:
         raise _no_message(message, number)
-    if message["role"] not in ROLES:
-        raise DataError(
-            f"message {number} has role {message['role']!r}; roles are {', '.join(ROLES)}; "
-            "data.format: sharegpt maps other names"
-        )
     held = {key: value for key, value in message.items() if value is not None and key not in ignore}
+    held["role"] = _role(message["role"], number)
     if "content" not in message and not (held["role"] == "assistant" and any(held.get(k) for k in SAID)):
         raise _no_message(message, number)
     return checked(held, number)
+
+
+def _role(said: Json, number: int) -> str:
+    """The role that a speaker's name means."""
+    name = said.lower() if isinstance(said, str) else ""
+    if (role := SPEAKERS.get(name, name)) not in ROLES:
+        others = ", ".join(SPEAKERS)
+        raise DataError(
+            f"message {number} has role {said!r}; roles are {', '.join(ROLES)}, or {others}; rename it to one of them"
+        )
+    return role
 
 
 def _no_message(message: Json, number: int) -> DataError:

@@ -17,8 +17,9 @@ class Chat(Format):
 
         {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]}
 
-    Columns: `column` (messages), the list; `tools` or `functions`, and `system`, where a row has them. Of a message
-    every field but those in `ignore`.
+    Columns: `column` (messages), the list, which may be JSON text; `tools` or `functions`, and `system`, where a row
+    has them. Of a message every field but those in `ignore`; the usual other names of roles (human, ai, gpt,
+    function, ...) are known.
     Text: what the chat template writes of the messages through the last that is learnt. The system message is the
     conversation's own, else the row's column `system`, else the setting `system`. Calls, reasoning and names go to the
     template, as do tools, the row's or else those of the setting `tools`.

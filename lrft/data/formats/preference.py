@@ -76,6 +76,9 @@ class Preference(Answered):
     def questions(self) -> tuple[str, ...]:
         return (self.config.prompt,)
 
+    def asked(self, row: Row) -> Example:
+        return self.asked_in_messages(row, self.config.prompt) or super().asked(row)
+
     def example(self, row: Row) -> Example:
         return replace(self._pair(row), margin=self._margin(row))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lrft.data.example import Example, Message, Row
 from lrft.data.formats._conversation import CONVERSATION
 from lrft.data.formats._format import Format
-from lrft.data.formats._turns import are_turns, checked
+from lrft.data.formats._turns import SPEAKERS, are_turns, checked, listed, no_list
 from lrft.registry.axes import FORMATS
 from lrft.registry.config import Field, FormatConfig, Literal
 from lrft.registry.errors import DataError
@@ -13,17 +13,8 @@ from lrft.registry.json import Json, parse_text
 
 CALL = "function_call"  # says `{"name": ..., "arguments": {...}}`
 ROLES = {
-    "system": "system",
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "tool": "tool",
-    "observation": "tool",
-    "function_response": "tool",
+    **{name: name for name in ("system", "user", "assistant", "tool")},
+    **SPEAKERS,
     CALL: "assistant",
 }
 
@@ -59,7 +50,10 @@ class ShareGPT(Format):
 
     @classmethod
     def guess(cls, row: Row) -> dict[str, Json] | None:
-        return {} if are_turns(row.get("conversations"), "from", "value") else None
+        for column in ("conversations", "messages", "conversation"):
+            if are_turns(row.get(column), "from", "value"):
+                return {} if column == "conversations" else {"column": column}
+        return None
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -73,9 +67,12 @@ class ShareGPT(Format):
         return {self.config.column: [{"from": "human", "value": text}]}
 
     def example(self, row: Row) -> Example:
-        said = self.value(row, self.config.column)
+        said = listed(self.value(row, self.config.column))
         if not isinstance(said, list) or not said:
-            raise DataError(f"column {self.config.column!r} must be a list of turns with `from` and `value`")
+            column = self.config.column
+            raise DataError(
+                f"column {column!r} must be a list of turns with `from` and `value`{no_list(said)}"
+            )
         turns = [self._turn(turn, number) for number, turn in enumerate(said, 1)]
         return Example(messages=self.opened(turns, row), learn=self.config.learn, tools=self.tools(row))
 

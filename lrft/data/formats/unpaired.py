@@ -84,7 +84,8 @@ class Unpaired(Answered):
         return (self.config.prompt,)
 
     def asked(self, row: Row) -> Example:
-        return open_question(self._answered({**row, self.config.completion: ""}))
+        in_messages = self.asked_in_messages(row, self.config.prompt)
+        return in_messages or open_question(self._answered({**row, self.config.completion: ""}))
 
     def example(self, row: Row) -> Example:
         answered, wanted = self._answered(row), self._judged(row)
