@@ -7,6 +7,7 @@ import torch
 from lrft.build.text import Text
 from lrft.core.stages import Plan
 from lrft.model.causal_lm import CausalLM
+from lrft.model.text_part import parts_aside
 from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
 from lrft.ops.products import FEW, working
 from lrft.recipe.schema import Recipe
@@ -28,6 +29,12 @@ def of_costs(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]
             f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"
         )
     return notes
+
+
+def of_parts_aside(model: CausalLM) -> list[str]:
+    """What of a model that sees or hears does not train on text."""
+    named = " and ".join(part.rstrip(".") for part in parts_aside(model.hf))
+    return [f"model.name: text does not run through {named}, so nothing there trains"] if named else []
 
 
 def of_new_tokens(recipe: Recipe, model: CausalLM, text: Text | None) -> list[str]:
