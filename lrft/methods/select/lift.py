@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.params import ParamInfo
+from lrft.core.params import ParamInfo, check_single
 from lrft.core.run import Run
 from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.ops.linalg import truncated_svd
@@ -80,6 +80,7 @@ class LIFT(Selection):
 
     def start(self, run: Run) -> None:
         inside = [info for layer in layers(run) for info in layer]
+        check_single(inside, "select: lift")
         self.matrices = [info for info in inside if info.role == "matrix" and not info.site]
         if not self.matrices:
             message = "names no matrix of a decoder layer, so there is no entry to select; write full"
