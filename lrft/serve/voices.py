@@ -21,6 +21,7 @@ from lrft.export.pairs import Wanted, pair_of
 from lrft.export.targets import PLAIN
 from lrft.files.sums import Sum, file_sum
 from lrft.lab.spectra.peft_folder import CONFIG, TENSORS, is_peft, read_peft
+from lrft.model.joined import joins
 from lrft.registry.errors import UsageError
 from lrft.serve.same_base import Part, check_same, print_of
 from lrft.serve.store import Factors, Source
@@ -84,6 +85,11 @@ def gather(runs: Sequence[Path | str], trust_remote_code: bool = False) -> Choir
         raise UsageError(
             f"{TASK}: {type(target.hf).__name__} does not answer in batches as it does alone (prompts: {batching}); "
             "lrft generate answers a file of prompts"
+        )
+    if not joins(target.model):
+        raise UsageError(
+            f"{TASK}: {type(target.hf).__name__} keeps more of a row than keys and values of its positions, so rows "
+            "that come at different times cannot be computed together; lrft generate answers a file of prompts"
         )
     for other in others:
         check_same(first, other)
