@@ -36,7 +36,7 @@ def test_what_cannot_be_served_is_refused_before_anything_listens(runs):
 def test_a_model_that_keeps_a_state_is_refused(runs, monkeypatch):
     monkeypatch.setattr("lrft.serve.voices.joins", lambda model: False)
     with pytest.raises(
-        UsageError, match="LlamaForCausalLM keeps more of a row than keys and values .* lrft generate"
+        UsageError, match=r"LlamaForCausalLM keeps more of a row than keys and values .* lrft generate"
     ):
         gather([runs / "small"])
 
