@@ -128,6 +128,7 @@ def _adapt(
     adaptation.notes += (
         [*remarks.of_parts_aside(model), *remarks.of_new_tokens(recipe, model, text)] if trains else []
     )
+    adaptation.notes += remarks.of_attentions(recipe, adaptation.plan, model) if trains else []
     adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation
