@@ -10,6 +10,7 @@ from transformers.models.auto.configuration_auto import AutoConfig
 from lrft.build.adapt import adapt
 from lrft.build.recomputing import as_written
 from lrft.core.adapted import adapted
+from lrft.methods.objectives._embedded import embedding_of
 from lrft.methods.objectives._latent import decoder_layers
 from lrft.model.load import load_model
 from lrft.model.recompute import recomputable
@@ -88,6 +89,7 @@ def test_its_layers_are_those_of_the_language_model(seeing):
     model = load_model(ModelSection(name=str(seeing), dtype="float32"), meta=True)
     layers = list(model.hf.get_submodule(f"{TEXT}layers"))
     assert decoder_layers(model) == layers == recomputable(model.hf)
+    assert embedding_of(model) is model.hf.get_input_embeddings()
     assert as_written(recipe_of(seeing, "lora"), model).of == 2
 
 

@@ -20,11 +20,17 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
     A model that sees has others before it, which text never runs through.
     """
-    hf: Any = getattr(model, "hf", model)
-    embedding = hf.get_input_embeddings()
+    embedding = input_embedding(model)
     path = next(name for name, module in model.named_modules() if module is embedding)
     around = model.get_submodule(path.rpartition(".")[0])
     return list(next(module for module in around.modules() if isinstance(module, nn.ModuleList)))
+
+
+def input_embedding(model: nn.Module) -> nn.Module:
+    """What tokens are embedded by."""
+    hf: Any = getattr(model, "hf", model)
+    found: nn.Module = hf.get_input_embeddings()
+    return found
 
 
 def flat_states(hidden: Tensor, positions: int) -> Tensor:
