@@ -14,7 +14,7 @@ from lrft.model.chosen import check_experts, choose_sites
 from lrft.model.matrices import matrices
 from lrft.model.new_tokens import check_vocabulary
 from lrft.model.packed import check_packing
-from lrft.model.rope import longer
+from lrft.model.rope import longer, positions_of
 from lrft.model.score_head import give_score_head
 from lrft.model.sites import sites_of
 from lrft.model.text_part import on_text
@@ -77,7 +77,7 @@ def starting_plan(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:
-    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.hf.config.get_text_config())
     virtual = (
         0 if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method).virtual_tokens(recipe.adapter)
     )
