@@ -183,7 +183,8 @@ def memory_bytes(
     activations = activation_bytes(recipe, model, shapes, recomputed)
     config = model.hf.config.get_text_config()
     head = config.vocab_size * config.hidden_size * DTYPES[recipe.model.dtype].itemsize
-    linear, other = weights_held(recipe, counted, config.num_hidden_layers, head)
+    ends = head if config.tie_word_embeddings else 2 * head
+    linear, other = weights_held(recipe, counted, config.num_hidden_layers, head, ends)
     memory = {
         "linear_weights": linear,
         "other_weights": other,
