@@ -54,7 +54,8 @@ What works with each family, tried on a tiny random model of it by `python scrip
 {version}, on a CPU, float32). A model that is not listed is asked the same questions when it is loaded: whether later
 tokens reach earlier ones, whether packed documents see each other, whether its logits are those of transformers'
 own eager forward pass, whether generation in batches answers as single prompts do. What fails is refused, by the
-sentence that is printed here, before anything trains.
+sentence that is printed here, before anything trains. A model that sees or hears (Gemma 3) trains on text: what stands
+beside its language model gets no adapter and does not train, which is said.
 
 - **attention**: the backend that `model.attention: auto` ends with on a CPU.
 - **packed**: `train.packing: true`; where it is refused, `false` trains, and is what a recipe that does not say gets.

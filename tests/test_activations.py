@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
-from lrft.build.activations import activation_bytes
+from lrft.build.activations import activation_bytes, attention_layers, feed_forward_width, not_estimated
+from lrft.build.recomputing import choose
 from lrft.data.steps import Shape
 from lrft.model.load import load_model
 from lrft.model.probe import batch_of
@@ -114,3 +117,50 @@ def test_checkpointing_keeps_the_attention_of_one_layer(recipe):
         activation_bytes(whole, model, shape).attention
         == layers * activation_bytes(remade, model, shape).attention
     )
+
+
+@pytest.mark.parametrize(
+    ("family", "attentions", "states"),
+    [
+        ("llama", 2, 0),
+        ("qwen3", 2, 0),
+        ("llama4_text", 2, 0),
+        ("lfm2", 1, 0),
+        ("jamba", 1, 1),
+        ("qwen3_next", 1, 1),
+        ("recurrent_gemma", 1, 1),
+        ("falcon_h1", 2, 2),
+        ("mamba", 0, 2),
+    ],
+)
+def test_layers_with_an_attention_are_counted_and_those_with_a_state_told_of(
+    recipe, family, attentions, states
+):
+    """Those of Falcon-H1 have both."""
+    recipe = recipe(family, "model.dtype=float32")
+    model = load_model(recipe.model, meta=True)
+    config = model.hf.config
+    assert attention_layers(config) == attentions
+    assert not_estimated(config).startswith(f"{states} layers carry a state" if states else "")
+    assert bool(not_estimated(config)) == bool(states)
+    chosen = choose(recipe, model, [shape_of(200)], free=1e12, taken=0.0)
+    assert ("carry a state" in chosen.sentence()) == bool(states)
+
+
+def test_a_token_goes_through_the_experts_that_it_is_sent_to(recipe):
+    """OLMoE's names the width of one expert, Qwen2-MoE's stand beside a shared one, DeepSeek's first layer is dense."""
+    sizes = {
+        "llama": 128,
+        "mixtral": 2 * 128,
+        "olmoe": 2 * 128,
+        "qwen3_moe": 128,
+        "qwen2_moe": 128,
+        "deepseek_v3": 128,
+    }
+    for family, size in sizes.items():
+        config = load_model(recipe(family).model, meta=True).hf.config
+        assert feed_forward_width(config) == size, family
+    config.num_experts_per_tok, config.n_shared_experts = 8, 1
+    assert feed_forward_width(config) == 9 * config.moe_intermediate_size
+    assert feed_forward_width(SimpleNamespace(hidden_size=64, intermediate_size=[512, 1024])) == 1024
+    assert feed_forward_width(load_model(recipe("opt").model, meta=True).hf.config) == 128

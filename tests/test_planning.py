@@ -433,7 +433,8 @@ def test_what_offload_puts_on_a_disk_is_left_out_while_it_trains_and_no_other_ti
     found, _ = forecast(recipe_of(*cpu), where)
     away, _ = forecast(recipe_of(*cpu, "offload.weights=disk", "offload.activations=disk"), where)
     linear, head = 2 * 6_979_321_856, 2 * 128_256 * 4096
-    assert away.train["weights"] == 2 * linear // 32 + head < found.train["weights"] / 7
+    norms = 2 * 65 * 4096
+    assert away.train["weights"] == 2 * linear // 32 + head + 2 * norms // 32 < found.train["weights"] / 7
     inputs = 2 * 8 * 2048 * 4096
     assert found.train["activations"] - away.train["activations"] == (31 - 4) * inputs
     assert (away.eval, away.merge) == (found.eval, found.merge)
@@ -462,14 +463,33 @@ def test_a_dry_run_counts_what_stays_of_a_recipe_that_offloads(tiny):
     counted = measure(one, model)
     memory, away = (memory_bytes(recipe, model, counted) for recipe in (one, other))
     assert away["linear_weights"] == memory["linear_weights"]  # two layers, both there
-    assert away["other_weights"] == 520 * 64 * 2 < memory["other_weights"]
+    assert (
+        away["other_weights"] == memory["other_weights"] == 2 * (520 * 64 + 5 * 64)
+    )  # a tied head, and norms
     deep = counted | {
         "linear_bytes": 10 * counted["linear_bytes"],
         "weight_bytes": 10 * counted["weight_bytes"],
     }
-    assert weights_held(other, deep, 20, 0) == (counted["linear_bytes"], 0)
+    beside = counted["weight_bytes"] - counted["linear_bytes"]
+    assert weights_held(other, deep, 20, 0, 10 * beside) == (counted["linear_bytes"], 0)
+    assert weights_held(other, deep, 20, 7, 0) == (counted["linear_bytes"], 7 + beside)
     assert inputs_held(other, 20) == 4 < inputs_held(one, 20) == 20
     assert state_held(other, 1000, 20) == 100 < state_held(one, 1000, 20) == 1000
+
+
+def test_experts_that_are_no_layers_are_there_with_the_layers_that_compute(tiny):
+    """Of four layers those of two, where the head alone was counted."""
+    recipe = recipe_of(
+        "offload.weights=disk", "model.dtype=float32", "train.max_length=64", name=str(tiny("mixtral"))
+    )
+    model = load_model(recipe.model, meta=True)
+    counted, inside = measure(recipe, model), 0
+    for name, parameter in model.hf.named_parameters():
+        inside += 4 * parameter.numel() if ".layers." in name and "_proj.weight" not in name else 0
+    head = 4 * 520 * 64
+    assert weights_held(recipe, counted, 2, head, head)[1] == head + inside + 4 * 64
+    assert weights_held(recipe, counted, 4, head, head)[1] == head + (inside + 4 * 64) // 2
+    assert memory_bytes(recipe, model, counted)["other_weights"] == head + inside + 4 * 64
 
 
 def test_a_merge_into_few_bits_holds_a_float32_model_and_into_a_file_two(tiny):

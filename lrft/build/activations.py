@@ -14,6 +14,8 @@ from lrft.model.load import DTYPES
 from lrft.ops.attention_blocks import BLOCK, LONG, met_pairs
 from lrft.recipe.schema import Recipe
 
+STATES = ("linear_attention", "mamba", "recurrent", "hybrid")  # kinds of layers, as configurations name them
+
 
 class Activations(NamedTuple):
     """Bytes of the micro-batch that takes most.
@@ -48,7 +50,7 @@ def _activations(recipe: Recipe, model: CausalLM, shape: Shape, recomputed: int)
     config = model.hf.config.get_text_config()
     item = DTYPES[recipe.model.dtype].itemsize
     tokens, hidden, layers = shape.rows * shape.length, config.hidden_size, config.num_hidden_layers
-    wide = getattr(config, "intermediate_size", None) or 4 * hidden
+    wide = feed_forward_width(config)
     block = item * (12 * hidden + 4 * wide) + 16 * hidden  # saved inputs, float32 copies of the norms
     kept, room = _attention(model.attention, config, item, shape)
     # Of a layer that is computed again its input is kept. They are the first, so by then the others have given up
@@ -86,9 +88,46 @@ def _attention(backend: str, config: TextConfig, item: int, shape: Shape) -> tup
     return kept, longest * (blocks + 2 * pairs * width * max(4, item))
 
 
+def feed_forward_width(config: TextConfig) -> int:
+    """Channels that a token goes through in a feed-forward block; of a mixture, those of the experts it is sent to."""
+    found = (
+        getattr(config, "intermediate_size", None)
+        or getattr(config, "ffn_dim", None)
+        or 4 * config.hidden_size
+    )
+    dense = max(found) if isinstance(found, list) else int(found)  # of some a number for every layer
+    chosen = getattr(config, "num_experts_per_tok", None) or 0
+    each = getattr(config, "moe_intermediate_size", None) or dense
+    beside = getattr(config, "shared_expert_intermediate_size", None) or getattr(
+        config, "shared_intermediate_size", 0
+    )
+    return max(dense, chosen * each + (beside or (getattr(config, "n_shared_experts", None) or 0) * each))
+
+
 def attention_layers(config: TextConfig) -> int:
-    """Layers that are attentions, where the configuration names the kinds of its layers; else all."""
-    kinds = getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None)
+    """Layers that have an attention, where the configuration names the kinds of its layers; else all.
+
+    In a `hybrid` layer one stands beside what carries a state.
+    """
+    kinds = _kinds(config)
     if not kinds:
         return int(config.num_hidden_layers)
-    return sum(kind != "linear_attention" and "attention" in kind for kind in kinds)
+    return sum(kind == "hybrid" or (kind != "linear_attention" and "attention" in kind) for kind in kinds)
+
+
+def not_estimated(config: TextConfig) -> str:
+    """What the estimate leaves out, in words; empty where that is nothing.
+
+    Layers with a state keep what their kernels are made for, or in plain code several times the state of every token.
+    """
+    count = sum(kind in STATES for kind in _kinds(config))
+    return (
+        f"{count} layers carry a state along the row, and what they keep of it for the backward pass is not in this "
+        "estimate, which may be several times too small"
+        if count
+        else ""
+    )
+
+
+def _kinds(config: TextConfig) -> list[str]:
+    return getattr(config, "layer_types", None) or getattr(config, "layers_block_type", None) or []

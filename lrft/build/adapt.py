@@ -125,7 +125,10 @@ def _adapt(
         check_runs(model)
     slow = configure(model, with_layers_kept(recipe.model), trains)
     adaptation.notes += [*told, *(remarks.of_costs(recipe, slow, device) if trains else [])]
-    adaptation.notes += remarks.of_new_tokens(recipe, model, text) if trains else []
+    adaptation.notes += (
+        [*remarks.of_parts_aside(model), *remarks.of_new_tokens(recipe, model, text)] if trains else []
+    )
+    adaptation.notes += remarks.of_attentions(recipe, adaptation.plan, model) if trains else []
     adaptation.notes += remarks.of_starts(recipe, adaptation.plan) if saved is None else []
     heap.give_back()
     return adaptation

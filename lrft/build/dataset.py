@@ -14,6 +14,7 @@ from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.hf import TextConfig
 from lrft.model.load import load_config
+from lrft.model.rope import positions_of
 from lrft.model.tokenizer import load_tokenizer, pad_id
 from lrft.recipe.schema import Recipe
 from lrft.registry.errors import DataError, RecipeError
@@ -57,7 +58,7 @@ def read_text(
     check_prompts(recipe, text)
     if text.held_out is not None:
         text.fingerprints["eval"] = text.held_out.fingerprint
-        _read_held_out(text, recipe, getattr(config, "max_position_embeddings", None), progress, processes)
+        _read_held_out(text, recipe, positions_of(config), progress, processes)
     return text
 
 

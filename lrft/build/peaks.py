@@ -94,9 +94,10 @@ class PeaksOf:
         state = state_bytes(recipe, self.found.infos)
         self.counted = counted(recipe, self.found, stored_bytes(recipe), state)
         self.moments = Moments(recipe, self.found.infos, self.counted, state, self.device)
-        layers, head = len(self.hf.model.layers), self.hf.lm_head.weight.nbytes
+        layers, head = len(self.hf.model.layers), self.hf.lm_head.weight
+        ends = head.nbytes + (0 if self.hf.model.embed_tokens.weight is head else head.nbytes)
         self.held = {
-            "weights": sum(weights_held(recipe, self.counted, layers, head)),
+            "weights": sum(weights_held(recipe, self.counted, layers, head.nbytes, ends)),
             "optimizer_state": state_held(recipe, state, layers),
         }
         if recipe.privacy is not None:  # the first step compares what does not train with a copy

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from lrft.build.activations import activation_bytes
+from lrft.build.activations import activation_bytes, not_estimated
 from lrft.build.adaptation import Adaptation
 from lrft.build.measure import measure
 from lrft.build.steps import shapes_of
@@ -37,12 +37,14 @@ class Recomputing(NamedTuple):
         of: layers that the model has.
         free: bytes that there were for gradients, optimizer state and activations; None where nobody asked.
         needed: bytes that these are planned to take; None likewise.
+        left_out: what is not in them, in words.
     """
 
     layers: int
     of: int
     free: float | None = None
     needed: float | None = None
+    left_out: str = ""
 
     def sentence(self) -> str:
         """One line on why it is so many; empty where the recipe says how many."""
@@ -52,6 +54,7 @@ class Recomputing(NamedTuple):
         return (
             f"model.activation_checkpointing: {self.layers} of {self.of} layers are computed again in the backward "
             f"pass; training takes about {self.needed / GB:.1f} of {self.free / GB:.1f} GB that are free{beyond}"
+            f"{f'; {self.left_out}' if self.left_out else ''}"
         )
 
 
@@ -115,7 +118,8 @@ def choose(
         needed = taken + sum(activation_bytes(recipe, model, different, count))
         if needed <= SHARE * free:
             break
-    return Recomputing(count, single or layers, free, needed)
+    left_out = not_estimated(model.hf.config.get_text_config())
+    return Recomputing(count, single or layers, free, needed, left_out)
 
 
 def free_bytes(device: torch.device | str) -> float:

@@ -7,6 +7,9 @@ import torch
 from lrft.build.text import Text
 from lrft.core.stages import Plan
 from lrft.model.causal_lm import CausalLM
+from lrft.model.chosen import LAYER
+from lrft.model.sites import ALL
+from lrft.model.text_part import parts_aside
 from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
 from lrft.ops.products import FEW, working
 from lrft.recipe.schema import Recipe
@@ -28,6 +31,24 @@ def of_costs(recipe: Recipe, slow: list[str], device: torch.device) -> list[str]
             f"model.name: {' and '.join(slow)} run as the model's own code has them, none in one node"
         )
     return notes
+
+
+def of_parts_aside(model: CausalLM) -> list[str]:
+    """What of a model that sees or hears does not train on text."""
+    named = " and ".join(part.rstrip(".") for part in parts_aside(model.hf))
+    return [f"model.name: text does not run through {named}, so nothing there trains"] if named else []
+
+
+def of_attentions(recipe: Recipe, plan: Plan, model: CausalLM) -> list[str]:
+    """How many layers have none of the attentions that an adapter goes on, but something in its place (Mamba, LFM2)."""
+    asked = recipe.adapter
+    names = [entry.site.name for entry in plan.values() if entry.site.kind == "attention"]
+    if asked is None or not names or asked.targets != ALL or asked.exclude or asked.layers is not None:
+        return []
+    total = model.hf.config.get_text_config().num_hidden_layers
+    without = total - len({found[1] for name in names if (found := LAYER.search(name))})
+    told = f"adapter: {without} of {total} layers have no attention with layers k_proj and v_proj, and get none there"
+    return [told] if without else []
 
 
 def of_new_tokens(recipe: Recipe, model: CausalLM, text: Text | None) -> list[str]:

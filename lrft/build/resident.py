@@ -10,19 +10,26 @@ BLOCKS = 2  # of the model: the one that computes, and the next
 INPUTS = WAITING + 2  # of layers: those that wait to be written, the one that is, and the one that is used
 
 
-def weights_held(recipe: Recipe, counted: Measured, layers: int, head: int) -> tuple[int, int]:
+def weights_held(recipe: Recipe, counted: Measured, layers: int, head: int, ends: int) -> tuple[int, int]:
     """Bytes of the linear layers of the body, and of all other weights, that are there at once.
 
-    Of the ends it is the head that is whole: the rows of an embedding that are looked up are few.
+    Of the ends it is the head that is whole: the rows of an embedding that are looked up are few. What the layers have
+    beside linear ones, such as experts in tensors of three dimensions, comes and goes with them.
 
     Args:
         layers: that the model has.
         head: bytes of its head.
+        ends: bytes of embedding and head, once where they are one.
     """
     linear, other = counted["linear_bytes"], counted["weight_bytes"] - counted["linear_bytes"]
     if "weights" not in recipe.offload.parts:
         return linear, other
-    return min(linear, BLOCKS * linear // layers), min(other, head)
+    beside = max(0, other - ends)
+    return _of_blocks(linear, layers), min(other, head) + _of_blocks(beside, layers)
+
+
+def _of_blocks(size: int, layers: int) -> int:
+    return min(size, BLOCKS * size // layers)
 
 
 def state_held(recipe: Recipe, state: int, layers: int) -> int:

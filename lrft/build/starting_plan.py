@@ -14,9 +14,10 @@ from lrft.model.chosen import check_experts, choose_sites
 from lrft.model.matrices import matrices
 from lrft.model.new_tokens import check_vocabulary
 from lrft.model.packed import check_packing
-from lrft.model.rope import longer
+from lrft.model.rope import longer, positions_of
 from lrft.model.score_head import give_score_head
 from lrft.model.sites import sites_of
+from lrft.model.text_part import on_text
 from lrft.model.trained import check_sites, check_storage, choose_base_weights
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
@@ -63,7 +64,9 @@ def starting_plan(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[
         there = sites_of(model, ADAPTERS.get(method).site_kinds)
     except ValueError as error:
         raise RecipeError(f"{method} cannot go on this model: {error}", "adapter.method") from None
-    sites, table = choose_sites(there, recipe.adapter, held.total, model.direct)
+    reached = {name: there[name] for name in on_text(model.hf, there)}
+    aside = there.keys() - reached.keys()
+    sites, table = choose_sites(reached, recipe.adapter, held.total, model.direct, aside)
     check_experts(sites, ADAPTERS.get(method))
     check_vocabulary(model, sites)
     plan = make_plan(sites, recipe.adapter)
@@ -74,7 +77,7 @@ def starting_plan(recipe: Recipe, model: CausalLM, check: bool = True) -> tuple[
 
 
 def _check_length(recipe: Recipe, model: CausalLM) -> None:
-    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.hf.config.get_text_config())
     virtual = (
         0 if recipe.adapter is None else ADAPTERS.get(recipe.adapter.method).virtual_tokens(recipe.adapter)
     )

@@ -12,6 +12,7 @@ from lrft.build.rows import made_format
 from lrft.data.formats._format import Format
 from lrft.model.decisive import template_sum
 from lrft.model.load import load_config, load_model
+from lrft.model.rope import positions_of
 from lrft.model.tokenizer import load_tokenizer
 from lrft.recipe.embedding_clashes import embeds
 from lrft.recipe.load import load_recipe
@@ -87,9 +88,7 @@ def check_teacher(teacher: Teacher, recipe: Recipe, text: Text, trusted: bool) -
             raise UsageError("scores whole texts (model.head) and predicts no token; name a language model")
         if embeds(theirs.objective.method):
             raise UsageError("embeds texts and predicts no token; name a language model")
-        positions = getattr(
-            load_config(theirs.model, trusted).get_text_config(), "max_position_embeddings", None
-        )
+        positions = positions_of(load_config(theirs.model, trusted).get_text_config())
         if positions is not None and recipe.train.max_length > positions:
             raise UsageError(f"has {positions} positions; write train.max_length: {positions}, or less")
         tokenizer, _ = load_tokenizer(theirs.model, trusted, theirs.data.template)

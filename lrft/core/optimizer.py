@@ -26,6 +26,7 @@ class Optimizer(torch.optim.Optimizer):
             others are stepped once the gradients are there.
         consumes_gradients: parameters are stepped within the backward pass and their gradients freed; there is no
             global norm to clip by, only `take_norm`.
+        matrix_wise: it moves single matrices in a way of its own, and tensors that hold several as it does vectors.
         lighter: the method that does nearly the same with less state, or None.
         shared_state: names of state tensors that all parameters share, which are counted for none.
         replays: checkpoints hold what its steps did (`record` of its `state_dict`) in the place of what trains, which
@@ -38,6 +39,7 @@ class Optimizer(torch.optim.Optimizer):
     Config: ClassVar[type[OptimizerConfig]] = OptimizerConfig
     calls_closure: ClassVar[bool] = False
     consumes_gradients: ClassVar[bool] = False
+    matrix_wise: ClassVar[bool] = False
     lighter: ClassVar[str | None] = None
     shared_state: tuple[str, ...] = ()
     replays: bool = False

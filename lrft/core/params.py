@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lrft.registry.errors import RecipeError
+
 # Kinds of site -> what they are. An adapter that asks for another one is refused by name.
 KINDS = {
     "linear": "a linear map, seen as (out, in)",
@@ -43,7 +45,8 @@ class ParamInfo:
 
     Attributes:
         role: what the tensor is. Of adapters: `lora_A`, `lora_B`, `core` (between A and B), `magnitude`, `router`.
-            Of the base model: `matrix` (a linear layer of a block), `embedding`, `head`, `vector` (norms, biases).
+            Of the base model: `matrix` (a linear layer of a block), `matrices` (several in one tensor of three
+            dimensions, as of experts), `embedding`, `head`, `vector` (norms, biases, and what is none of these).
         site: the adapter's site, empty for base parameters.
         scaling: s of the low-rank term s B A that the parameter is a factor of.
         partner: the other factor of that term, trained or frozen: A of a B, B of an A.
@@ -51,7 +54,7 @@ class ParamInfo:
         sparse: it is of tokens, or of features of rows, that the first steps may not hold, or of an expert or another
             adapter that they may pass by, and then has no gradient in them.
         head_rows: of a base weight whose rows are queries or keys, how many rows a head has; 0 elsewhere.
-        transposed: it is a base weight that the model stores as (in, out).
+        transposed: it is a base weight that the model stores as (in, out), or as several of these.
     """
 
     name: str
@@ -69,3 +72,21 @@ class ParamInfo:
 def count(parameters: Iterable[nn.Parameter]) -> int:
     """How many numbers these parameters hold."""
     return sum(parameter.numel() for parameter in parameters)
+
+
+def check_single(parameters: Iterable[ParamInfo], what: str) -> None:
+    """Refuse tensors that hold several matrices each to a method of single ones.
+
+    Args:
+        what: the recipe's words for the method, such as `select: lift`.
+
+    Raises:
+        RecipeError: names the first.
+    """
+    several = next((info for info in parameters if info.role == "matrices"), None)
+    if several is not None:
+        raise RecipeError(
+            f"{several.name} holds a matrix of every expert in one tensor, and {what} is of single matrices; write "
+            "model.experts: split, or patterns that leave it out, such as ['*attn*']",
+            "trainable.weights",
+        )

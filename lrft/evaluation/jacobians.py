@@ -126,8 +126,10 @@ def _real(batch: Batch) -> Tensor:
 
 
 def _as_rows(x: Tensor, dy: Tensor, real: Tensor) -> Look:
-    """A head sees the deciding positions alone, (n, in)."""
-    if x.dim() == 2:
+    """A head sees the deciding positions alone, (n, in); some code gives a layer the tokens of all rows as one."""
+    if x.shape[:-1].numel() == real.numel():
+        x, dy = x.reshape(*real.shape, -1), dy.reshape(len(dy), *real.shape, -1)
+    elif x.dim() == 2:
         x, dy, real = x[:, None], dy[:, :, None], torch.ones_like(real[:, :1])
     return Look(x.float(), dy.float(), real)
 

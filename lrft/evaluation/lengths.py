@@ -1,24 +1,17 @@
-"""How many tokens a model has positions for."""
+"""Whether rows have more tokens than a model has positions."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from lrft.model.rope import positions_of
 from lrft.registry.errors import DataError
 
 if TYPE_CHECKING:
     from lrft.model.hf import HF
 
 SHORTER = "shorten it, or lower train.max_length"
-
-
-def positions_of(hf: HF) -> int | None:
-    """How many positions the model has; None of a model without a limit."""
-    with suppress(AttributeError):
-        return hf.config.get_text_config().max_position_embeddings
-    return None
 
 
 def check_lengths(
@@ -34,7 +27,7 @@ def check_lengths(
     Raises:
         DataError: names the first such row.
     """
-    positions = positions_of(hf)
+    positions = positions_of(hf.config.get_text_config())
     for index, length in enumerate(lengths):
         if positions is not None and length > positions:
             raise DataError(

@@ -13,7 +13,8 @@ from lrft.core.adapted import adapted
 from lrft.core.features import Features
 from lrft.core.plain import plain
 from lrft.core.team import ALONE, Team
-from lrft.evaluation.lengths import check_lengths, positions_of
+from lrft.evaluation.lengths import check_lengths
+from lrft.model.rope import positions_of
 from lrft.registry.errors import Interrupted, UsageError
 from lrft.registry.protocols import Tokenizer
 
@@ -156,7 +157,7 @@ class Subject:
     @property
     def positions(self) -> int | None:
         """How many positions the model has; None of a model without a limit."""
-        return positions_of(self.hf)
+        return positions_of(self.hf.config.get_text_config())
 
     def check_lengths(self, lengths: Sequence[int], where: Callable[[int], str] = "row {}".format) -> None:
         """Refuse rows that need more positions than the model has.

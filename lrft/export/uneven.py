@@ -11,7 +11,7 @@ from lrft.files.json import read_object
 from lrft.files.write import write_in
 from lrft.model.causal_lm import CausalLM
 from lrft.model.hf import HF
-from lrft.model.units import even
+from lrft.model.units import even, sized_by_config
 from lrft.registry.errors import NotMergeable
 
 FILE, CLASS, SHAPES, RANKS, UNITS = (
@@ -67,13 +67,13 @@ def check_architecture(hf: HF) -> None:
 
 
 def brings_code(model: CausalLM) -> bool:
-    """Whether what a run's model is merged into brings code of its own, because its layers differ in size.
+    """Whether what a run's model is merged into brings code of its own: its layers differ, or no setting sizes them.
 
     Raises:
         NotMergeable: its architecture is not one that such code could take from transformers.
     """
     pruned = smaller(model)
-    if pruned is None or even(pruned):
+    if pruned is None or (even(pruned) and sized_by_config(model.hf, pruned)):
         return False
     check_architecture(model.hf)
     return True

@@ -18,18 +18,23 @@ LAYER = re.compile(
 
 
 def choose_sites(
-    sites: dict[str, Site], config: AdapterConfig, total: int, direct: Collection[str] = ()
+    sites: dict[str, Site],
+    config: AdapterConfig,
+    total: int,
+    direct: Collection[str] = (),
+    aside: Collection[str] = (),
 ) -> tuple[dict[str, Site], list[TargetRow]]:
     """The sites that an adapter goes on, in model order, and what each pattern of `targets` hit of them.
 
     Args:
         total: numbers in all matrices, which shares are of.
         direct: linear layers that nothing can stand in for.
+        aside: sites that text never runs through.
 
     Raises:
         RecipeError: a pattern matches nothing, a layer is not there, or no site is left.
     """
-    targeted, table = choose(sites, config.targets, total, direct)
+    targeted, table = choose(sites, config.targets, total, direct, aside=aside)
     left_out = _excluded(targeted, config.exclude) | _in_other_layers(targeted, config.layers)
     if not left_out:
         return targeted, table

@@ -10,7 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
-from lrft.model.causal_lm import takes
+from lrft.model.asked import asked_of, distance_between, reference, row_of, two_documents
+from lrft.model.batching import own_settings, stock_attention
+from lrft.model.causal_lm import CausalLM, takes
 from lrft.model.hf import HF
 
 
@@ -81,6 +83,30 @@ class Joined:
                 places = torch.tensor(rows, device=keys.device)
                 made.update(keys[places, :, cut:], values[places, :, cut:], index)
         self._cache, self.lengths = made, lengths
+
+
+@torch.no_grad()
+def joins(model: CausalLM) -> bool:
+    """Whether rows that come later and leave earlier than others are computed as they are alone.
+
+    A model that keeps a state beside keys and values, or in their place, has it in no place that is known here.
+    """
+    with asked_of(model) as (asked, limits), own_settings(asked.hf), stock_attention(asked.hf):
+        first, second = two_documents(asked)
+        early, late, new = [first[:5], second[:2]], second[:3], first[5:8]
+        try:
+            past, added = Joined(asked.hf), Joined(asked.hf)
+            past.step(early, 0)
+            added.step([late], 0)
+            past.add(added, [0, 2, 1])
+            past.step([[new[0]], [new[1]], [new[2]]], 0)
+            past.keep([1, 2])
+            logits = past.step([[new[2]], [new[0]]], 0)
+        except Exception:  # whatever a model's own code raises: it keeps something else
+            return False
+        rows = [[*late, new[1], new[2]], [*early[1], new[2], new[0]]]
+        alone = torch.cat([reference(asked, row_of(asked, row))[0, -1:] for row in rows])
+        return distance_between(logits, alone, limits) <= limits.value
 
 
 def _tensors(cache: DynamicCache) -> list[tuple[Tensor, Tensor]]:

@@ -5,17 +5,22 @@ from __future__ import annotations
 from torch import nn
 
 from lrft.model.hf import HF
+from lrft.model.text_part import parts_aside, text_model
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 
 
 def recomputable(hf: HF) -> list[nn.Module]:
-    """The layers that can be computed again one by one, in their order; none in code that switches all at once."""
+    """The layers that can be computed again one by one, in their order; none in code that switches all at once.
+
+    Layers of an encoder of images, which text never runs through, are none of them.
+    """
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     found: list[nn.Module] = []
     inside: set[nn.Module] = set()
-    for module in hf.modules():  # parents come before what they hold
+    whole = hf.get_submodule(text_model(hf)) if parts_aside(hf) else hf
+    for module in whole.modules():  # parents come before what they hold
         if isinstance(module, GradientCheckpointingLayer) and module not in inside:
             found.append(module)
             inside.update(module.modules())

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from lrft.model.hf import ModelConfig
+from lrft.model.hf import ModelConfig, TextConfig
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
+
+
+def positions_of(config: TextConfig) -> int | None:
+    """How many positions a language model has, which MPT has another name for; None of one without a limit."""
+    found: int | None = getattr(config, "max_position_embeddings", None) or getattr(
+        config, "max_seq_len", None
+    )
+    return found
 
 
 def stretch(config: ModelConfig, section: ModelSection) -> None:

@@ -159,6 +159,7 @@ def choose(
     total: int | None = None,
     direct: Collection[str] = (),
     left_out: Collection[str] = (),
+    aside: Collection[str] = (),
 ) -> tuple[dict[str, Site], list[TargetRow]]:
     """The targeted sites, in model order, and the table that says what each pattern hit.
 
@@ -169,6 +170,7 @@ def choose(
         total: numbers in all matrices, which shares are of; by default those of `sites`.
         direct: linear layers that nothing can stand in for.
         left_out: sites that are not chosen, whatever matches them.
+        aside: sites that text never runs through, which are none of `sites`.
 
     Raises:
         RecipeError: a pattern matches nothing; names near ones.
@@ -184,6 +186,9 @@ def choose(
                 f"pattern {pattern!r} names layers whose weight the model's code reads, past any adapter; name others",
                 "adapter.targets",
             )
+        if not hits and any(matches(name, pattern) for name in aside):
+            message = f"pattern {pattern!r} names layers that text never runs through; name others"
+            raise RecipeError(message, "adapter.targets")
         if not hits:
             ends = {part for name in sites for part in (name.rpartition(".")[2], name)}
             leaves = {name.rpartition(".")[2] for name in sites}

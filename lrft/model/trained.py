@@ -19,6 +19,7 @@ from lrft.model.base_infos import BLOCK, base_infos
 from lrft.model.causal_lm import CausalLM
 from lrft.model.new_rows import TOKENS
 from lrft.model.sites import linear_sites, matches
+from lrft.model.text_part import on_text
 from lrft.model.units import recover, unit_tensors
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import CheckpointError, RecipeError
@@ -35,11 +36,16 @@ def choose_base_weights(model: CausalLM, weights: str | list[str]) -> None:
     """
     if weights == "adapter":
         return
-    parameters = dict(model.hf.named_parameters())  # a tied head and embedding stand here once
+    everywhere = dict(model.hf.named_parameters())  # a tied head and embedding stand here once
+    parameters = {name: everywhere[name] for name in on_text(model.hf, everywhere)}
     patterns = ["*"] if weights == "full" else list(weights)
     for pattern in patterns:
         hits = [name for name in parameters if matches(name, pattern)]
         if not hits:
+            aside = next((name for name in everywhere if matches(name, pattern)), None)
+            if aside is not None:
+                message = f"pattern {pattern!r} names {aside}, which text never runs through; leave it out"
+                raise RecipeError(message, "trainable.weights")
             message = f"pattern {pattern!r} matches {_why_none(model, pattern, set(parameters))}"
             raise RecipeError(message, "trainable.weights")
         for name in hits:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -33,17 +34,23 @@ def find_units(model: CausalLM) -> list[Units]:
     blocks: dict[str, dict[str, Site]] = {}
     for path, site in linear_sites(model).items():
         name, _, leaf = path.rpartition(".")
-        if DEPTH.search(f"{name}."):
+        if _stands_in_a_layer(name):
             blocks.setdefault(name, {})[leaf] = site
     config: Any = model.hf.config.get_text_config()
     found: list[Units] = []
     for name, layers in blocks.items():
         own = [
-            parameter.shape
+            torch.Size()
+            if DEPTH.search(path)
+            else parameter.shape  # of numbered parts, such as one head's own norm
             for path, parameter in model.hf.get_submodule(name).named_parameters()
             if path.partition(".")[0] not in layers
         ]
-        one = _heads(name, layers, own, config) or _channels(name, layers, own, config)
+        code = getattr(type(model.hf.get_submodule(name)).forward, "__code__", None)
+        counts_heads = "num_heads" in getattr(
+            code, "co_names", ()
+        )  # others take what they are given as heads
+        one = _heads(name, layers, own, config, counts_heads) or _channels(name, layers, own, config)
         found += [] if one is None else [one]
     wanted = [(kind, depth) for depth in range(config.num_hidden_layers) for kind in ("channels", "heads")]
     if sorted((one.kind, one.depth) for one in found) != sorted(wanted):
@@ -56,14 +63,22 @@ def find_units(model: CausalLM) -> list[Units]:
     return found
 
 
+def _stands_in_a_layer(name: str) -> bool:
+    """Whether a block is a decoder layer's own, and no part of a larger one that holds experts beside it."""
+    found = DEPTH.search(name)
+    return found is not None and "." not in name[found.end() :]
+
+
 def _depth(name: str) -> int:
     found = DEPTH.search(f"{name}.")
     assert found is not None, "blocks outside of the layers are left out"
     return int(found[1])
 
 
-def _heads(name: str, layers: Mapping[str, Site], beside: list[torch.Size], config: Any) -> Units | None:
-    """Heads by the keys they share; a norm over all of them, or a number for each, is in the way."""
+def _heads(
+    name: str, layers: Mapping[str, Site], beside: list[torch.Size], config: Any, counts_heads: bool
+) -> Units | None:
+    """Heads by the keys they share; a norm over all, a number for each, or code that counts them is in the way."""
     if layers.keys() != set(ATTENTION):
         return None
     heads = int(config.num_attention_heads)
@@ -72,7 +87,7 @@ def _heads(name: str, layers: Mapping[str, Site], beside: list[torch.Size], conf
     outs = [layers[leaf].out_features for leaf in ATTENTION[:3]]
     if [*outs, layers["o_proj"].in_features] != [heads * width, pairs * width, pairs * width, heads * width]:
         return None
-    if any(shape != (width,) for shape in beside):
+    if any(shape != (width,) for shape in beside) or counts_heads:
         return None
     share = heads // pairs * width
     rows = {f"{name}.q_proj": share, f"{name}.k_proj": width, f"{name}.v_proj": width}
@@ -142,9 +157,28 @@ def _keep(layer: nn.Module, places: Tensor, dim: int) -> None:
     layer.out_features, layer.in_features = layer.weight.shape
 
 
+def sized_by_config(hf: HF, pruned: Pruned) -> bool:
+    """Whether transformers gives the layers that lost units their sizes by what `say_sizes` says; some fix a width."""
+    config = copy.deepcopy(hf.config)
+    _say_sizes(config, pruned)
+    with torch.device("meta"):
+        made = type(hf)(config)
+    wanted = [
+        (layer, dim, int(pruned.stays[units.name].sum()) * width)
+        for units in pruned.units.values()
+        for dim, layers in enumerate((units.rows, units.columns))
+        for layer, width in layers.items()
+    ]
+    return all(made.get_parameter(f"{layer}.weight").shape[dim] == size for layer, dim, size in wanted)
+
+
 def say_sizes(hf: HF, pruned: Pruned) -> None:
     """Write into a model's configuration how many heads and channels there are, where all layers have as many."""
-    config: Any = hf.config.get_text_config()
+    _say_sizes(hf.config, pruned)
+
+
+def _say_sizes(whole: Any, pruned: Pruned) -> None:
+    config = whole.get_text_config()
     heads, pairs = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
     counts = {kind: _counts(pruned, kind) for kind in ("heads", "channels")}

@@ -135,7 +135,7 @@ class Batcher:
             if (loaded := together[0].loaded) is not None:
                 groups.append((loaded, slice(start, start + len(together))))
             start += len(together)
-        with self._products.of(groups), self.counts.step(len(rows), sum(map(len, ids))):
+        with self._products.of(groups, len(rows)), self.counts.step(len(rows), sum(map(len, ids))):
             return past.step(ids, self.subject.pad_id)
 
     def _take(self, rows: Sequence[_Row], logits: Tensor) -> list[_Row]:

@@ -27,6 +27,7 @@ class Products:
     def __init__(self, pages: Pages) -> None:
         self._pages = pages
         self._groups: Sequence[Group] = ()
+        self._rows = 0
 
     @contextmanager
     def on(self, modules: Iterable[tuple[str, nn.Module]]) -> Iterator[None]:
@@ -39,19 +40,35 @@ class Products:
                 hook.remove()
 
     @contextmanager
-    def of(self, groups: Sequence[Group]) -> Iterator[None]:
-        """While a batch is computed: who its rows are; those of no group get the base's answer."""
-        self._groups = groups
+    def of(self, groups: Sequence[Group], rows: int) -> Iterator[None]:
+        """While a batch of so many rows is computed: who they are; those of no group get the base's answer."""
+        self._groups, self._rows = groups, rows
         try:
             yield
         finally:
             self._groups = ()
 
     def _add(self, site: str, module: nn.Module, inputs: tuple[Any, ...], y: Tensor) -> Tensor:
-        x = inputs[0]
         parts = [(loaded.factors[site], rows) for loaded, rows in self._groups if site in loaded.factors]
+        x, by_row = self._by_row(site, inputs[0]), self._by_row(site, y)
         for (placed_a, placed_b), rows in parts:
             A, B = self._pages.read(placed_a), self._pages.read(placed_b)
             added = torch.matmul(torch.matmul(x[rows].to(A.dtype), A.T), B)
-            y[rows] += added.to(y.dtype)  # a layer's output is its own, and nothing here needs a gradient
+            by_row[rows] += added.to(
+                y.dtype
+            )  # a layer's output is its own, and nothing here needs a gradient
         return y
+
+    def _by_row(self, site: str, tokens: Tensor) -> Tensor:
+        """(rows, ..., d), a view, also where a family's code gives a layer the tokens of all rows as one (OPT).
+
+        Raises:
+            RuntimeError: it is given others.
+        """
+        if tokens.shape[0] == self._rows:
+            return tokens
+        if tokens.ndim != 2 or tokens.shape[0] % self._rows:
+            raise RuntimeError(
+                f"{site} is not given the tokens of every row, so no adapter can be told apart there"
+            )
+        return tokens.view(self._rows, -1, tokens.shape[-1])

@@ -21,6 +21,7 @@ from lrft.export.pairs import Wanted, pair_of
 from lrft.export.targets import PLAIN
 from lrft.files.sums import Sum, file_sum
 from lrft.lab.spectra.peft_folder import CONFIG, TENSORS, is_peft, read_peft
+from lrft.model.joined import joins
 from lrft.registry.errors import UsageError
 from lrft.serve.same_base import Part, check_same, print_of
 from lrft.serve.store import Factors, Source
@@ -80,11 +81,7 @@ def gather(runs: Sequence[Path | str], trust_remote_code: bool = False) -> Choir
     assert first.model is not None, "the first is kept"
     target = subject(recipe, text, first.model)
     check_base(recipe, target.model, TASK)
-    if (batching := batching_of(target)) != "padded":
-        raise UsageError(
-            f"{TASK}: {type(target.hf).__name__} does not answer in batches as it does alone (prompts: {batching}); "
-            "lrft generate answers a file of prompts"
-        )
+    _check_batches(target)
     for other in others:
         check_same(first, other)
     base = Path(recipe.model.name).name
@@ -105,6 +102,24 @@ def gather(runs: Sequence[Path | str], trust_remote_code: bool = False) -> Choir
         voices[voice.name], sources[voice.name] = voice, source
     sites = list(dict.fromkeys(site for source in sources.values() for site in source.shapes))
     return Choir(target, voices, sources, sites)
+
+
+def _check_batches(target: Subject) -> None:
+    """Refuse a model whose rows cannot be computed together as each is alone.
+
+    Raises:
+        UsageError: says why, and what answers.
+    """
+    if (batching := batching_of(target)) != "padded":
+        raise UsageError(
+            f"{TASK}: {type(target.hf).__name__} does not answer in batches as it does alone (prompts: {batching}); "
+            "lrft generate answers a file of prompts"
+        )
+    if not joins(target.model):
+        raise UsageError(
+            f"{TASK}: {type(target.hf).__name__} keeps more of a row than keys and values of its positions, so rows "
+            "that come at different times cannot be computed together; lrft generate answers a file of prompts"
+        )
 
 
 def _part(run: Path | str, trusted: bool, keep: bool) -> Part:

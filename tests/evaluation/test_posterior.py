@@ -54,6 +54,22 @@ def test_jacobians_are_those_of_the_model(make_subject, storage):
                 assert torch.allclose(J[place], expected, atol=1e-4 * float(expected.abs().max()) + 1e-6)
 
 
+@pytest.mark.parametrize(
+    ("family", "leaf"), [("qwen2_moe", "shared_expert.up_proj"), ("deepseek_v3", "kv_b_proj")]
+)
+def test_jacobians_of_layers_that_are_not_given_rows_of_tokens(make_subject, family, leaf):
+    """A shared expert gets the tokens of all rows as one, latent attention expands keys with a dimension of heads."""
+    subject = make_subject(family)
+    adapt(subject, "none")
+    pairs = [pair for pair in trained_pairs(subject.model) if pair.name.endswith(leaf)]
+    ((indices, _, found),) = looks(subject, pairs, CHOICES, "", 512)
+    for pair in pairs:
+        for name, J in found[pair.name].jacobians(pair).items():
+            for place, index in enumerate(indices):
+                expected = brute(subject, CHOICES[index], getattr(pair, name))
+                assert torch.allclose(J[place], expected, atol=1e-4 * float(expected.abs().max()) + 1e-6)
+
+
 def test_of_one_row_of_one_token_it_is_the_gauss_newton_matrix(dense_subject):
     """Nothing is summed then, so every block is J^T Lambda J itself, and the variance that of its inverse."""
     pairs = trained_pairs(dense_subject.model, "last")[:2]

@@ -328,7 +328,7 @@ def test_what_is_measured_at_the_end_of_a_row_is_refused_at_experts(tiny):
         measure_along_path(model, expert_sites(model), [], lambda *_: Seen(), ["seen"], lambda _: None)
 
 
-@each("method", ["mixlora", "flylora", "lte", "ssmlora"])
+@each("method", ["flylora", "lte", "ssmlora"])
 def test_adapters_that_are_more_than_a_change_of_a_matrix_are_refused_at_experts_alone(method, tiny):
     settings = {"lte": {"heads": 2}}.get(method, {})
     recipe = recipe_of(tiny("mixtral"), {"method": method, **settings})
@@ -338,6 +338,17 @@ def test_adapters_that_are_more_than_a_change_of_a_matrix_are_refused_at_experts
         update={"adapter": recipe.adapter.model_copy(update={"exclude": ["experts.*"]})}
     )
     sites = [site for _, module in adapted(adapt(elsewhere).model.hf) if (site := module.adapter.site)]
+    assert sites and all(site.kind == "linear" for site in sites)
+
+
+def test_a_mixture_that_has_no_dense_block_for_mixlora_is_refused_until_its_blocks_are_left_out(tiny):
+    recipe = recipe_of(tiny("mixtral"), {"method": "mixlora"})
+    with pytest.raises(
+        RecipeError, match=r"layers\.0\.mlp: needs a block of gate_proj, .* but it holds gate, experts"
+    ):
+        adapt(recipe)
+    elsewhere = recipe.model_copy(update={"adapter": recipe.adapter.model_copy(update={"exclude": ["mlp"]})})
+    sites = [module.adapter.site for _, module in adapted(adapt(elsewhere).model.hf)]
     assert sites and all(site.kind == "linear" for site in sites)
 
 

@@ -77,3 +77,11 @@ def test_compacter_stands_behind_every_feed_forward_block_and_changes_what_it_gi
             after = model.hidden(batch)
             assert (after - before).abs().max() > 1e-3
             before = after
+
+
+@pytest.mark.parametrize("method", ["compacter", "prefix_tuning"])
+@pytest.mark.parametrize(("family", "without"), [("llama", 0), ("lfm2", 1), ("jamba", 1), ("qwen3_next", 1)])
+def test_layers_with_something_in_the_place_of_attention_are_told_of(tiny, method, family, without):
+    notes = adapt(recipe_of(tiny(family), method)).notes
+    told = [note for note in notes if "have no attention" in note]
+    assert [note.startswith(f"adapter: {without} of 2 layers") for note in told] == [True] * bool(without)

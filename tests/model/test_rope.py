@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -13,8 +14,10 @@ from lrft.api.training.train import train
 from lrft.build.starting_plan import plan_without_weights
 from lrft.core.batch import Batch
 from lrft.model.load import load_config, load_model
+from lrft.model.rope import positions_of
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
+from lrft.recipe.schema import Recipe
 from lrft.recipe.sections import ModelSection
 from lrft.registry.errors import RecipeError
 from tests.training.conftest import RECIPE
@@ -143,3 +146,18 @@ def test_the_merged_model_keeps_them_and_the_adapter_says_them(written, tmp_path
     assert config["rope_parameters"]["original_max_position_embeddings"] == 1024
     card = (tmp_path / "run" / "adapter" / "README.md").read_text()
     assert "has to be loaded with rope scaling yarn by 4 and a context of 3000 positions" in card
+
+
+def test_positions_are_known_by_the_name_that_mpt_gives_them(tmp_path, tiny):
+    """Its table of positions ends there, and a longer row ended in an error of torch."""
+    config = AutoConfig.for_model("mpt", d_model=64, n_heads=4, n_layers=2, max_seq_len=48, vocab_size=520)
+    assert not hasattr(config, "max_position_embeddings")
+    assert positions_of(config) == 48
+    assert positions_of(AutoConfig.for_model("bloom")) is None
+    folder = shutil.copytree(tiny("mpt"), tmp_path / "mpt")
+    config.save_pretrained(folder)
+    model = load_model(ModelSection(name=str(folder)), meta=True)
+    told = {"model": {"name": str(folder)}, "adapter": "lora", "data": {"train": "x.jsonl", "format": "text"}}
+    recipe = Recipe.model_validate({**told, "train": {"max_length": 64}})
+    with pytest.raises(RecipeError, match="64 tokens are more than the model has positions; use at most 48"):
+        plan_without_weights(recipe, model)

@@ -33,6 +33,14 @@ def test_what_cannot_be_served_is_refused_before_anything_listens(runs):
         assert said in str(refused.value) and "\n" not in str(refused.value)
 
 
+def test_a_model_that_keeps_a_state_is_refused(runs, monkeypatch):
+    monkeypatch.setattr("lrft.serve.voices.joins", lambda model: False)
+    with pytest.raises(
+        UsageError, match=r"LlamaForCausalLM keeps more of a row than keys and values .* lrft generate"
+    ):
+        gather([runs / "small"])
+
+
 def test_a_folder_that_fits_no_layer_is_refused(runs, tmp_path):
     shutil.copytree(runs / "exported", tmp_path / "odd")
     config = json.loads((tmp_path / "odd" / "adapter_config.json").read_text())

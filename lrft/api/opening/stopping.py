@@ -17,6 +17,7 @@ from lrft.evaluation.generate import before_stop
 from lrft.export.fidelity import Generation
 from lrft.model.batching import own_settings, stock_attention
 from lrft.model.causal_lm import CausalLM
+from lrft.model.rope import positions_of
 from lrft.model.stopping import generation_of, read_tokenizer
 from lrft.model.tokenizer import is_left_out
 from lrft.recipe.schema import Recipe
@@ -75,7 +76,7 @@ def _prompts(recipe: Recipe, text: Text, tokenizer: Tokenizer) -> tuple[list[int
 
 def _room(model: CausalLM, prompt: list[int]) -> int:
     """New tokens that the model has positions for, up to the limit."""
-    positions = getattr(model.hf.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.hf.config.get_text_config())
     return NEW_TOKENS if positions is None else min(NEW_TOKENS, positions - len(prompt))
 
 

@@ -9,7 +9,7 @@ from typing import NotRequired, TypedDict
 import torch
 
 from lrft.api.planning import fit
-from lrft.build.activations import activation_bytes
+from lrft.build.activations import activation_bytes, not_estimated
 from lrft.build.asked_once import ask_adapter
 from lrft.build.dataset import read_text
 from lrft.build.guess import with_format
@@ -113,7 +113,7 @@ def _plan(recipe: Recipe, trust_remote_code: bool) -> Checked:
         "recomputed_why": again.sentence(),
         "memory_bytes": memory_bytes(recipe, model, counted, shapes, again.layers, beside),
         "peaks": peaks,
-        "memory": sentence,
+        "memory": "; ".join(filter(None, (sentence, not_estimated(model.hf.config.get_text_config())))),
     }
     return _with_tasks(found, data)
 
@@ -183,7 +183,8 @@ def memory_bytes(
     activations = activation_bytes(recipe, model, shapes, recomputed)
     config = model.hf.config.get_text_config()
     head = config.vocab_size * config.hidden_size * DTYPES[recipe.model.dtype].itemsize
-    linear, other = weights_held(recipe, counted, config.num_hidden_layers, head)
+    ends = head if config.tie_word_embeddings else 2 * head
+    linear, other = weights_held(recipe, counted, config.num_hidden_layers, head, ends)
     memory = {
         "linear_weights": linear,
         "other_weights": other,

@@ -19,6 +19,7 @@ from lrft.export.own_form import why_own_form
 from lrft.files.scratch import sweep
 from lrft.recipe.load import DEFAULT, LoadedRecipe
 from lrft.recipe.resolved import resolved
+from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.json import Json
 from lrft.training.adapter_folders import THEN
 from lrft.training.folder import METRICS, PLAN, RECIPE, RESULT, RUN, RunFolder
@@ -134,10 +135,23 @@ def _notes(job: Job, trainable: int) -> Iterator[str]:
         )
         yield f"tasks in turn: {', '.join(parts)}; all are scored before the first and after each"
     yield f"{trainable:,} trainable parameters, {run.total_steps} steps, in {job.folder.path}"
+    yield from _of_several(run)
     if _rounds_every_step(run):
         yield (
             f"trainable.update: base weights train in {run.recipe.model.dtype}, where a step of less than 0.2 % of a "
             "weight is rounded away; write master or stochastic to keep such steps"
+        )
+
+
+def _of_several(run: Run) -> Iterator[str]:
+    """What an optimizer of matrices does not take for such: the tensors that hold those of all experts."""
+    method = run.recipe.optimizer.method
+    several = count(info.param for info in run.parameters if info.role == "matrices")
+    if several and OPTIMIZERS.get(method).matrix_wise:
+        share = several / count(info.param for info in run.parameters)
+        yield (
+            f"optimizer: {share:.1%} of what trains holds several matrices in a tensor, which {method} moves as it "
+            "does vectors; model.experts: split makes them single ones"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ from lrft.ops.linalg import truncated_svd
 from lrft.registry.errors import RecipeError
 
 ATTENTION, BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
+LAYER = re.compile(r"\.\d+\.")
 CHUNK = 1024  # tokens whose intermediate channels are predicted at a time
 Predictor = tuple[Tensor, Tensor]
 """down (r, in) and up (out, r) with W ~ up down."""
@@ -144,6 +146,7 @@ class Contextual(Shared):
 
     def _of_block(self, name: str, block: nn.Module, x: Tensor) -> dict[str, Channels]:
         gate, up = (self._predictor(f"{name}.{part}") for part in ("gate_proj", "up_proj"))
+        gate = (gate[0], gate[1] * float(getattr(block, "gate_multiplier", 1.0)))
         index = largest(
             gated_norms(_real(x), gate, up, block.get_submodule("act_fn")), self.config.feed_forward
         )
@@ -184,7 +187,9 @@ class Contextual(Shared):
 
 
 def _with(modules: Mapping[str, nn.Module], parts: tuple[str, ...]) -> dict[str, nn.Module]:
-    return {name: one for name, one in modules.items() if all(f"{name}.{part}" in modules for part in parts)}
+    """What holds these and stands in a decoder layer itself: beside a shared expert others compute all channels."""
+    own = [name for name in modules if (found := LAYER.search(name)) and "." not in name[found.end() :]]
+    return {name: modules[name] for name in own if all(f"{name}.{part}" in modules for part in parts)}
 
 
 def _real(x: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.batch import Batch
-from lrft.methods.objectives._latent import flat_states
+from lrft.methods.objectives._latent import flat_states, input_embedding
 
 
 def embedding_of(model: nn.Module) -> nn.Embedding:
-    """The input embedding: the first there is."""
-    return next(module for module in model.modules() if isinstance(module, nn.Embedding))
+    """The embedding of tokens; that of positions of an image may stand before it."""
+    return next(one for one in input_embedding(model).modules() if isinstance(one, nn.Embedding))
 
 
 class Prompts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,21 @@ Output = Tensor | tuple[Tensor, ...]
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The model's blocks, in order: the outermost list of modules."""
-    return list(next(module for module in model.modules() if isinstance(module, nn.ModuleList)))
+    """The model's blocks, in order: the outermost list of modules beside the input embedding.
+
+    A model that sees has others before it, which text never runs through.
+    """
+    embedding = input_embedding(model)
+    path = next(name for name, module in model.named_modules() if module is embedding)
+    around = model.get_submodule(path.rpartition(".")[0])
+    return list(next(module for module in around.modules() if isinstance(module, nn.ModuleList)))
+
+
+def input_embedding(model: nn.Module) -> nn.Module:
+    """What tokens are embedded by."""
+    hf: Any = getattr(model, "hf", model)
+    found: nn.Module = hf.get_input_embeddings()
+    return found
 
 
 def flat_states(hidden: Tensor, positions: int) -> Tensor:

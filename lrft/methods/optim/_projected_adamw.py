@@ -32,6 +32,7 @@ class ProjectedAdamW(Optimizer):
     """
 
     provides: ClassVar[set[str]] = {"clippable", "first_order", "per_parameter"}
+    matrix_wise = True
     requires: ClassVar[set[str]] = {"backward"}
 
     class Config(ProjectedConfig):

@@ -34,8 +34,10 @@ class AdamMini(Optimizer):
         queries and keys                                a head
         other linear layers                             a row of W (out, in), which is an output neuron
         embedding, head                                 a row, which is a token
+        several matrices in a tensor, as of experts     a row of each, which is an output neuron
         norms                                           the whole tensor
         biases                                          a number
+        other tensors of two dimensions                 a row
         factors and other tensors of adapters           a row; of those with one dimension, a number
 
     Weight decay spares norms and biases.
@@ -120,16 +122,23 @@ def blocks_of(info: ParamInfo) -> Blocks:
     shape = tuple(info.param.shape)
     if _is_norm(info):
         return (1, info.param.numel()), 1
-    if len(shape) < 2:
+    if len(shape) < 2 or (_is_bias(info) and not info.site):
         return shape, None
     if info.head_rows:
         return (shape[0] // info.head_rows, info.head_rows * shape[1]), 1
-    return shape, 0 if info.transposed else len(shape) - 1
+    return shape, len(shape) - 2 if info.transposed else len(shape) - 1
 
 
 def _decays(info: ParamInfo) -> bool:
-    return not _is_norm(info) and not info.name.endswith("bias")
+    return not _is_norm(info) and not _is_bias(info)
 
 
 def _is_norm(info: ParamInfo) -> bool:
-    return info.role == "vector" and not info.site and not info.name.endswith("bias")
+    one = info.param.numel() == max(
+        info.param.shape, default=1
+    )  # in one dimension, whatever others say of it
+    return info.role == "vector" and one and not info.site and not _is_bias(info)
+
+
+def _is_bias(info: ParamInfo) -> bool:
+    return info.name.endswith("bias")

@@ -72,6 +72,7 @@ class FRUGAL(Optimizer):
     """
 
     provides = {"clippable", "first_order"}
+    matrix_wise = True
     requires = {"backward"}
 
     class Config(ProjectedConfig):

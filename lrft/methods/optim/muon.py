@@ -46,6 +46,7 @@ class Muon(Optimizer, torch.optim.Muon):
         "torch.optim.muon": "optimizer: muon",
     }
     provides = {"clippable", "first_order", "per_parameter"}
+    matrix_wise = True
     requires = {"backward"}
 
     class Config(OptimizerConfig):

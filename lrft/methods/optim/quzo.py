@@ -16,7 +16,7 @@ from lrft.ops.rounding import GRIDS, stochastic_round
 from lrft.registry.axes import OPTIMIZERS
 from lrft.registry.config import Field, Iterator, Problem, RecipeView
 
-ON_GRID = ("matrix", "embedding", "head")  # roles of base weights
+ON_GRID = ("matrix", "matrices", "embedding", "head")  # roles of base weights
 
 
 @OPTIMIZERS.register
@@ -166,4 +166,4 @@ def round_evenly(values: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _has_grid(info: ParamInfo) -> bool:
-    return not info.site and info.role in ON_GRID and info.param.ndim == 2
+    return not info.site and info.role in ON_GRID and info.param.ndim >= 2

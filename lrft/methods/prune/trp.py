@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.params import ParamInfo
+from lrft.core.params import ParamInfo, check_single
 from lrft.core.run import Run
 from lrft.core.units import Pruner
 from lrft.registry.axes import PRUNERS
@@ -84,6 +84,7 @@ class TRP(Pruner):
         self.directions: dict[str, Tensor] = {}  # U_k V_k^T of the step that began truncated
 
     def start(self, run: Run) -> None:
+        check_single(run.parameters, "prune: trp")
         self.matrices = [i for i in run.parameters if i.role == "matrix" and not i.site and i.block]
         if not self.matrices:
             message = "names no matrix of a decoder layer, so there is no rank to prune; write full"

@@ -11,7 +11,14 @@ from lrft.core.frozen import FrozenLinear
 from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 
-PRODUCTS = ("matrix", "head", "core", "lora_A", "lora_B")  # roles of what hidden states are multiplied with
+PRODUCTS = (
+    "matrix",
+    "matrices",
+    "head",
+    "core",
+    "lora_A",
+    "lora_B",
+)  # roles of what hidden states are multiplied with
 
 
 @dataclass(frozen=True)
@@ -82,8 +89,11 @@ def _walk(
         if trained:
             crossed[module] = crossed.get(module, 0.0) + frozen
             frozen = 0.0
-        elif not isinstance(module, nn.Embedding) and not _is_head_module(model, module):
-            cost = float(sum(_products(p, "matrix" if p.ndim > 1 else "vector") for p in held))
+        if not isinstance(module, nn.Embedding) and not _is_head_module(model, module):
+            rest = [
+                p for p in held if p not in roles
+            ]  # a weight whose bias alone trains is crossed behind it
+            cost = float(sum(_products(p, "matrix" if p.ndim > 1 else "vector") for p in rest))
             if isinstance(module, FrozenLinear):
                 cost += 2.0 * module.in_features * module.out_features
             frozen, forward = frozen + cost, forward + cost

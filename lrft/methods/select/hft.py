@@ -111,7 +111,7 @@ def categories(found: list[list[ParamInfo]]) -> list[Category]:
             units.setdefault(path.removesuffix(".weight").removesuffix(".bias"), []).append(info)
         beneath: dict[str, list[list[nn.Parameter]]] = {}
         for path, infos in units.items():
-            is_matrix = any(info.param.ndim > 1 for info in infos)
+            is_matrix = any(info.role in ("matrix", "matrices") for info in infos)
             category = f"matrices of {path.rpartition('.')[0]}" if is_matrix else "norms"
             beneath.setdefault(category, []).append([info.param for info in infos])
         for category, members in beneath.items():

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lrft.core.notes import say
-from lrft.core.params import ParamInfo
+from lrft.core.params import ParamInfo, check_single
 from lrft.core.run import Run
 from lrft.methods.select._layers import Selection, layers, train_only
 from lrft.ops.linalg import truncated_svd
@@ -32,7 +31,7 @@ class LIFT(Selection):
 
     Shapes: those of the model. Changes nothing at step 0.
     Trains: k numbers of every matrix of a decoder layer that `trainable` names, as many as a LoRA of rank r has; beside
-    them adapters. Embeddings, head, norms and biases rest, and, said, experts that one tensor holds. Between two steps
+    them adapters. Embeddings, head, norms and biases rest; experts that one tensor holds are refused. Between two steps
     everything that the recipe names requires gradients again, so it is saved whole.
     State: the places of M, 8 bytes each, 4 in a checkpoint. The optimizer's moments are as large as the matrices, with
     zeros outside of M.
@@ -84,14 +83,11 @@ class LIFT(Selection):
 
     def start(self, run: Run) -> None:
         inside = [info for layer in layers(run) for info in layer]
+        check_single(inside, "select: lift")
         self.matrices = [info for info in inside if info.role == "matrix" and not info.site]
         if not self.matrices:
             message = "names no matrix of a decoder layer, so there is no entry to select; write full"
             raise RecipeError(message, "trainable.weights")
-        stacks = sum(info.param.ndim > 2 and not info.site for info in inside)
-        if stacks and not self.places:
-            remedy = "write model.experts: split to have them chosen in too"
-            say(f"select: {stacks} tensors of experts rest, as entries are chosen in matrices; {remedy}")
         self.places = {name: places.to(run.device) for name, places in self.places.items()}
 
     def before_step(self, run: Run) -> None:

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from lrft.build.adapt import adapt
 from lrft.core.adapted import adapted
 from lrft.core.batch import Batch
 from lrft.core.context import computing
-from lrft.methods.adapters._contextual import gated_norms, in_all_groups, kept_of, largest, projected_norms
+from lrft.methods.adapters._contextual import (
+    Contextual,
+    gated_norms,
+    in_all_groups,
+    kept_of,
+    largest,
+    projected_norms,
+)
 from lrft.ops.channel_matmul import Channels, channel_linear
 from lrft.ops.linalg import truncated_svd
 from lrft.recipe.load import load_recipe
@@ -251,8 +261,31 @@ def test_queries_follow_the_keys_that_they_meet():
             r"adapter\.feed_forward_layers: names layer 2, and the model has 0 to 1; write those",
         ),
         ("method: sparselora, targets: all-linear", "gpt2", r"adapter\.method: knows layers .* use lora"),
+        (
+            HALF,
+            "glm4_moe",
+            r"adapter\.method: knows layers .* use lora",
+        ),  # its shared expert stands beside others
+        (HALF, "qwen2_moe", r"adapter\.method: knows layers .* use lora"),
     ],
 )
 def test_what_has_no_sparse_form_is_refused(made, adapter, family, message):
     with pytest.raises(RecipeError, match=message):
         made(adapter, family=family)
+
+
+def test_a_factor_within_the_gate_has_its_say_in_which_channels_are_largest(monkeypatch):
+    """Falcon-H1 multiplies what goes into the activation."""
+    block = nn.Module()
+    block.act_fn, block.gate_multiplier = nn.SiLU(), 8.0
+    torch.manual_seed(0)
+    x, gate, up = torch.randn(6, 4), torch.randn(256, 4), torch.randn(256, 4)
+    context = Contextual(SimpleNamespace(feed_forward=0.5))
+    weights = {"b.gate_proj": gate, "b.up_proj": up}
+    monkeypatch.setattr(context, "_predictor", lambda path: (torch.eye(4), weights[path]))
+    monkeypatch.setattr(context, "_divided", lambda x: (torch.empty(0), torch.empty(0)))
+    found = context._of_block("b", block, x)["up_proj"].index
+    norms = (F.silu(8 * (x @ gate.mT)) * (x @ up.mT)).norm(dim=0)
+    assert found.tolist() == norms.topk(128).indices.sort().values.tolist()
+    plain = (F.silu(x @ gate.mT) * (x @ up.mT)).norm(dim=0)
+    assert found.tolist() != plain.topk(128).indices.sort().values.tolist()

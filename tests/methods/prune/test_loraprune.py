@@ -112,8 +112,12 @@ def test_hidden_units_give_the_outputs_and_gradients_of_the_authors_masks(tiny, 
         torch.testing.assert_close(grad, found[1][name], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(("family", "uneven"), [("llama", False), ("qwen2", False), ("llama", True)])
-def test_transformers_loads_what_is_left_and_computes_the_same(tiny, tmp_path, family, uneven):
+@pytest.mark.parametrize(
+    ("family", "uneven", "own"),
+    [("llama", False, False), ("qwen2", False, False), ("llama", True, True), ("helium", False, True)],
+)
+def test_transformers_loads_what_is_left_and_computes_the_same(tiny, tmp_path, family, uneven, own):
+    """Helium's o_proj is as wide as the model, however many heads its settings say."""
     recipe = recipe_of(tiny(family), "loraprune")
     model = made(recipe)
     for name, units in model.pruned.units.items():
@@ -123,10 +127,10 @@ def test_transformers_loads_what_is_left_and_computes_the_same(tiny, tmp_path, f
     merge_into(dense, model, onto="dequantized", dtype=torch.float32)
     dense.hf.save_pretrained(tmp_path)
     write_units(dense.hf, model, tmp_path)
-    if uneven:
+    if own:
         with pytest.raises((RuntimeError, ValueError), match=r"mismatch|size|trust_remote_code"):
             in_transformers(tmp_path)
-    loaded = in_transformers(tmp_path, trust_remote_code=True) if uneven else in_transformers(tmp_path)
+    loaded = in_transformers(tmp_path, trust_remote_code=True) if own else in_transformers(tmp_path)
     torch.testing.assert_close(logits(loaded), logits(model), rtol=0, atol=1e-5)
     whole, left = load_model(recipe.model).hf.num_parameters(), loaded.num_parameters()
     assert whole - left == cut_away(model, recipe)
@@ -143,8 +147,9 @@ def cut_away(model, recipe):
     return gone
 
 
-@pytest.mark.parametrize("family", ["gpt2", "phi3"])
+@pytest.mark.parametrize("family", ["gpt2", "phi3", "llama4_text", "stablelm"])
 def test_blocks_that_hold_their_units_otherwise_are_refused(tiny, family):
+    """Beside a shared expert others stay whole; StableLM's attention splits by a number of heads of its own."""
     with pytest.raises(RecipeError, match="heads and channels can be told apart"):
         find_units(load_model(recipe_of(tiny(family), None).model))
 

@@ -74,8 +74,9 @@ def test_two_of_four_of_one_and_a_half_of_three_and_half_of_the_norms(seed):
 
 def test_tensors_of_experts_and_their_router_are_matrices_and_no_norms():
     shapes = {"mlp.gate": (4, 2), "mlp.experts.gate_up_proj": (4, 6, 2), "mlp.experts.down_proj": (4, 2, 3)}
+    role = {1: "vector", 2: "matrix", 3: "matrices"}
     infos = [
-        ParamInfo(f"layers.0.{name}", nn.Parameter(torch.ones(shape)), "vector", block="layers.0")
+        ParamInfo(f"layers.0.{name}", nn.Parameter(torch.ones(shape)), role[len(shape)], block="layers.0")
         for name, shape in {**shapes, **dict.fromkeys((f"{n}.weight" for n in NORMS), (2,))}.items()
     ]
     found = [[[units.shape for (units,) in layer] for layer in one] for one in categories([infos])]

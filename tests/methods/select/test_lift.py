@@ -145,15 +145,12 @@ def test_entries_are_chosen_as_often_and_as_early_as_in_the_authors_code(every, 
     assert sorted(set(seen)) == steps
 
 
-def test_experts_in_one_tensor_rest_and_that_is_said(capsys):
+def test_experts_in_one_tensor_are_refused():
     run = make()
-    assert not capsys.readouterr().err
-    stack = ParamInfo("layers.0.experts", nn.Parameter(torch.ones(3, 4, 2)), "vector", block="layers.0")
-    run.parameters.append(stack)
-    run.fire("start")
-    assert "select: 1 tensors of experts rest" in capsys.readouterr().err
-    run.fire("before_step")
-    assert not stack.param.requires_grad
+    param = nn.Parameter(torch.ones(3, 4, 2))
+    run.parameters.append(ParamInfo("layers.0.experts", param, "matrices", block="layers.0"))
+    with pytest.raises(RecipeError, match=r"select: lift is of single matrices; write model\.experts: split"):
+        run.fire("start")
 
 
 def test_at_a_selection_entries_that_stay_keep_their_moments_and_others_have_none():
