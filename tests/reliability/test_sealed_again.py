@@ -129,7 +129,12 @@ TRAINED = {
     "sgd": ("optimizer={method: sgd, lr: 0.01, momentum: 0.9}",),
     "galore": ("optimizer={method: galore, lr: 0.01, rank: 4, update_every: 2}", *FULL),
     "frugal": ("optimizer={method: frugal, lr: 0.01, update_every: 2}", *FULL),
-    "copies": ("model.dtype=bfloat16", "optimizer={method: adamw, lr: 0.01}", *FULL, "trainable.update=master"),
+    "copies": (
+        "model.dtype=bfloat16",
+        "optimizer={method: adamw, lr: 0.01}",
+        *FULL,
+        "trainable.update=master",
+    ),
     "layer by layer": ("optimizer={method: adamw, lr: 0.01, per_layer: true}", "train.clip=null"),
     "in pages": ("offload={optimizer: disk}",),
 }
