@@ -72,8 +72,8 @@ class _Steps:
             kind, held = found[place]
             first, empty = self._head_of(kind, held, flags)
             # After a letter that it cannot hold its rounds are those between one such letter and the next.
-            between = place > 0 and str(found[place - 1][0]) == "LITERAL"
-            between = between and not first & self._letters(*found[place - 1], flags)
+            before, letter = found[place - 1] if place else ("", None)
+            between = str(before) == "LITERAL" and not first & self._letters(before, letter, flags)
             then = self._before(kind, held, after, then, flags, repeated, between)
             if then > STEPS:
                 return math.inf
