@@ -250,6 +250,10 @@ ATTACKED = {
         ("train", "offloaded", "--resume"),
         ("offloaded/adapter/*.safetensors",),
     ),
+    "train-hqq": Attacked(
+        ("stored",), ("stored/**/*",), ("train", "stored", "--resume"), ("stored/adapter/*.safetensors",)
+    ),
+    "eval-hqq": Attacked(("stored",), ("stored/**/*",), ("eval", "stored"), (), True, falls_back=True),
     "train-in-turn": Attacked(
         ("taught",),
         ("taught/**/*",),
@@ -299,7 +303,7 @@ class Prepared:
                 assert ended.code == 0, (words, ended)
             if there != self.folder:
                 shutil.move(there / name, path)
-            if name in ("federated", "offloaded", "taught"):
+            if name in ("federated", "offloaded", "taught", "stored"):
                 _halfway(path)
             if name == "carried":
                 _halfway(path / "run")
@@ -391,6 +395,7 @@ MAKES: dict[str, list[tuple[str, ...]]] = {
     "more.answers.jsonl.about.json": [AUGMENT],
     "federated": [("federate", "recipe.yaml", "--out", "federated", "train.max_steps=null", FEDERATED)],
     "taught": [("train", "choices.yaml", "--out", "taught", *IN_TURN)],
+    "stored": [("train", "recipe.yaml", "--out", "stored", "quantization={method: hqq, bits: 3}")],
     "offloaded": [("train", "recipe.yaml", "--out", "offloaded", OFFLOAD)],
 }
 
