@@ -10,7 +10,12 @@ from torch import Tensor
 from lrft.registry.json import Json
 from lrft.training.flatten import INTEGER_KEYS, TENSOR
 
-OF_PARAMETERS = ("state", "masters")  # keys of a state_dict below which every parameter has an entry
+COMPARED = (
+    "state",
+    "masters",
+    "param_groups",
+)  # keys of a state_dict: of every parameter, and of their groups
+PLACES = "params"  # of a group, which parameters are its own
 
 
 @dataclass(frozen=True)
@@ -25,21 +30,24 @@ class Expected:
     values: Json
 
 
-def misfit(tensors: Mapping[str, Tensor], values: Json, expected: Expected) -> str:
+def misfit(tensors: Mapping[str, Tensor], values: Json, expected: Expected, begun_whole: bool = False) -> str:
     """How a saved state differs in shapes, dtypes or kinds from what is expected; an empty string where it fits.
 
     What another number of steps may add, or leave out, is let through: a parameter that had no gradient has no state
     yet, one whose turn it is not has another.
+
+    Args:
+        begun_whole: what is kept of a parameter at all is all there.
     """
-    known = dict(_leaves(expected.values, expected.tensors))
-    for path, found in _leaves(values, tensors):
-        if path in known and _is_of_parameter(path) and found != known[path]:
-            return f"{path} is {found}, where {known[path]} is meant"
+    known, found = (dict(_leaves(one.values, one.tensors)) for one in (expected, Expected(tensors, values)))
+    for path, wanted in known.items():
+        within = path.split(".")[:-1]
+        if any(part in COMPARED for part in within) and found.get(path, wanted) != wanted:
+            return f"{path} is {found[path]}, where {wanted} is meant"
+        there = begun_whole and any(one.startswith(f"{'.'.join(within)}.") for one in found)
+        if path not in found and (PLACES in within or there):
+            return f"{path} is missing"
     return ""
-
-
-def _is_of_parameter(path: str) -> bool:
-    return any(part in OF_PARAMETERS for part in path.split(".")[:-1])
 
 
 def _leaves(value: Json, tensors: Mapping[str, Tensor], path: str = "") -> Iterator[tuple[str, str]]:
@@ -47,7 +55,8 @@ def _leaves(value: Json, tensors: Mapping[str, Tensor], path: str = "") -> Itera
     if isinstance(value, list):
         value = {str(place): inner for place, inner in enumerate(value)}
     if not isinstance(value, dict):
-        yield path, "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+        word = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
+        yield path, f"number {value}" if PLACES in path.split(".") else word
     elif set(value) == {TENSOR}:
         tensor = tensors[str(value[TENSOR])]
         kind = str(tensor.dtype).removeprefix("torch.")

@@ -17,8 +17,9 @@ from lrft.files.sums import MANIFEST, file_sum, folder_manifest, manifest_bytes,
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import DamagedFile
 from lrft.training.opened import OPTIMIZER
-from tests.reliability.damaged_inputs import Prepared
+from tests.reliability.damaged_inputs import FIT, Prepared
 from tests.reliability.full_disk import Bench, _remove, call
+from tests.reliability.struck import files_in
 
 DRAW = ("generate-adapter", "draw", "generator", "recipe.yaml", "--describe", "a", "--out", "out")
 APPLY = ("delta", "apply", "difference", "base", "--out", "out")
@@ -170,4 +171,38 @@ def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prep
     assert "does not fit this run (ValueError: of the optimizer's state" in error and "is meant" in error, (
         error
     )
+    shutil.rmtree(place)
+
+
+def _other_key(state: dict) -> None:
+    del state["state"]["__integer_keys__"]["0"]["exp_avg"]
+
+
+OPTIMIZERS_OF_FITS: dict[str, Callable[[dict], object]] = {
+    "a tensor that is not there": lambda s: s["state"]["__integer_keys__"]["0"]["exp_avg"].update(
+        __tensor__="x"
+    ),
+    "a key less": _other_key,
+    "another parameter": lambda s: s["param_groups"][0]["params"].__setitem__(0, 5),
+    "a parameter less": lambda s: s["param_groups"][0]["params"].pop(),
+    "a rate that is a text": lambda s: s["param_groups"][0].update(eps="much"),
+    "no state": lambda s: s.update(state=[]),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS_OF_FITS)
+def test_the_optimizer_of_a_fit_that_says_something_else_is_refused(prepared, name):
+    place = prepared.place(("run", "fitting"), prepared.bench.folder)
+    folder = place / "fitting"
+    state = json.loads((folder / "optimizer.json").read_text())
+    OPTIMIZERS_OF_FITS[name](state)
+    (folder / "optimizer.json").write_text(json.dumps(state))
+    (folder / MANIFEST).write_bytes(folder_manifest(folder))
+    before = files_in(place)
+    ended = call(place, FIT)
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "is no state of the generator's optimizer" in error, (
+        ended
+    )
+    assert files_in(place) == before
     shutil.rmtree(place)
