@@ -13,11 +13,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from lrft.core.stages import SitePlan
+from lrft.files.json import with_sum
 from lrft.files.sums import MANIFEST, file_sum, folder_manifest, manifest_bytes, plain_sum
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import DamagedFile
 from lrft.training.opened import OPTIMIZER
-from tests.reliability.damaged_inputs import FIT, Prepared
+from tests.reliability.damaged_inputs import FIT, TRANSFER, Prepared
 from tests.reliability.full_disk import Bench, _remove, call
 from tests.reliability.struck import files_in
 
@@ -205,4 +206,31 @@ def test_the_optimizer_of_a_fit_that_says_something_else_is_refused(prepared, na
         ended
     )
     assert files_in(place) == before
+    shutil.rmtree(place)
+
+
+def test_settings_of_the_optimizer_of_a_fit_are_its_methods(prepared):
+    place = prepared.place(("run", "fitting"), prepared.bench.folder)
+    other = prepared.place(("run", "fitting"), prepared.bench.folder)
+    state = json.loads((place / "fitting" / "optimizer.json").read_text())
+    state["param_groups"][0].update(maximize=True, weight_decay=0.9)
+    (place / "fitting" / "optimizer.json").write_text(json.dumps(state))
+    (place / "fitting" / MANIFEST).write_bytes(folder_manifest(place / "fitting"))
+    assert call(place, FIT).code == call(other, FIT).code == 0
+    assert files_in(place / "fitting") == files_in(other / "fitting")
+    shutil.rmtree(place)
+    shutil.rmtree(other)
+
+
+@pytest.mark.parametrize("change", [{"label": [[]]}, {"label": None}, {"text": 3}])
+def test_texts_of_a_discriminator_that_are_none_are_refused(prepared, change):
+    place = prepared.place(("run", "begun"), prepared.bench.folder, True)
+    texts, done = place / "begun" / "discriminator.jsonl", place / "begun" / "done.json"
+    first, *others = texts.read_text().splitlines(keepends=True)
+    texts.write_text(json.dumps({**json.loads(first), **change}) + "\n" + "".join(others))
+    files = {**json.loads(done.read_text())["files"], texts.name: file_sum(texts)["sha256"]}
+    done.write_text(json.dumps(with_sum({"files": files})))
+    ended = call(place, tuple("begun" if word == "carried" else word for word in TRANSFER))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "discriminator.jsonl:1: its key" in error, ended
     shutil.rmtree(place)

@@ -25,7 +25,7 @@ from lrft.model.finite_file import finite_file
 from lrft.registry.axes import GENERATORS
 from lrft.registry.choice import parse_choice
 from lrft.registry.errors import DamagedFile, UsageError
-from lrft.registry.json import Json
+from lrft.registry.json import Json, to_section
 from lrft.training.fitting import Expected, misfit
 from lrft.training.flatten import flatten, unflatten
 
@@ -147,7 +147,9 @@ def resume_optimizer(folder: Path, optimizer: torch.optim.Optimizer, generator: 
     try:
         if why := misfit(tensors, values, _expected(generator), begun_whole=True):
             raise ValueError(why)
-        optimizer.load_state_dict(unflatten(tensors, values))
+        own = flatten(optimizer.state_dict())[1]  # settings are the method's, and rates are set at every step
+        groups = {"param_groups": to_section(own)["param_groups"]}
+        optimizer.load_state_dict(unflatten(tensors, {**values, **groups}))
     except (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         what = f"is no state of the generator's optimizer ({type(error).__name__}: {error})"
         raise DamagedFile(folder / STATE, what, "fit it again") from error

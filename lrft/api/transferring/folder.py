@@ -105,11 +105,15 @@ class Phases:
                 self.path / DONE, json.dumps(with_sum({"files": done}), indent=2) + "\n", f"--out {self.path}"
             )
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a file of a phase that is over."""
+    def lines(self, name: str, kind: type[Record] | None = None) -> list[dict[str, Any]]:
+        """The objects of a file of a phase that is over.
+
+        Raises:
+            DamagedFile: one is not of that kind.
+        """
         file = self.path / name
         found = read_bytes(file, LINES).split(b"\n")[:-1]
-        return [parse_object(line, file.with_name(f"{name}:{k}")) for k, line in enumerate(found, 1)]
+        return [parse_object(line, file.with_name(f"{name}:{k}"), kind) for k, line in enumerate(found, 1)]
 
     def _done(self) -> dict[str, str]:
         try:
