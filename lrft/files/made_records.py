@@ -77,3 +77,55 @@ class PosteriorRecord(Record):
     log_likelihood: float
     rows: int = Field(ge=0)
     parameters: int = Field(ge=0)
+
+
+class AskedRecord(Record):
+    """asked.json of a search."""
+
+    recipe: str
+    method: Plain
+    metric: str
+
+
+class SweepRecord(Record):
+    """sweep.json."""
+
+    command: str
+    recipe: str
+    metric: str
+    keys: list[str]
+    rows: list[Plain]
+
+
+class ComparisonRecord(Record):
+    """report.json of a comparison."""
+
+    command: str
+    match: str
+    metric: str
+    arms: list[Plain]
+
+
+class BasesRecord(Record):
+    """bases.json."""
+
+    recipe: str
+    scores: Plain
+    best: Plain
+
+
+class ChoiceRecord(Record):
+    """choice.json."""
+
+    recipe: str
+    classes: list[str]
+    strategies: list[Plain]
+
+
+class TableRecord(Record):
+    """NAME.json of a table."""
+
+    name: str
+    title: str
+    paper: str
+    tier: Literal["exact", "scaled", "full"]

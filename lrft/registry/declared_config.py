@@ -19,6 +19,7 @@ CONFIG_MODULES = (
     "lrft.registry.axes",
     "lrft.registry.config",
     "lrft.registry.errors",
+    "lrft.registry.pattern_cost",
     "math",
     "pydantic",
     "re",

@@ -23,6 +23,7 @@ from lrft.registry.errors import CheckpointError
 from lrft.registry.json import Json
 from lrft.training.checkpoint_folder import fault, write_folder
 from lrft.training.finite import check_saved
+from lrft.training.fitting import Expected, misfit
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE, OpenCheckpoint
 from lrft.training.replayed import KEY as KEY_OF_RECORD
@@ -141,8 +142,11 @@ def check_identity(saved: OpenCheckpoint, identity: Identity) -> None:
         )
 
 
-def restore(run: Run, saved: OpenCheckpoint) -> None:
+def restore(run: Run, saved: OpenCheckpoint, expected: Expected) -> None:
     """Set optimizer, schedule, callbacks and step from a verified checkpoint.
+
+    Args:
+        expected: what the run's optimizer keeps, which sums that somebody made anew say nothing of.
 
     Raises:
         CheckpointError: the trainable parameters are not those of the checkpoint, or its state does not fit the run.
@@ -152,6 +156,11 @@ def restore(run: Run, saved: OpenCheckpoint) -> None:
         raise CheckpointError(f"{saved.path}: its trainable parameters are not those of this recipe")
     tensors = saved.tensors(OPTIMIZER)
     try:
+        optimizer = {
+            k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")
+        }
+        if why := misfit(optimizer, state["optimizer"], expected):
+            raise ValueError(f"of the optimizer's state, {why}")
         _restore(run, state, tensors)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(

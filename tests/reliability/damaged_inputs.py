@@ -6,6 +6,7 @@ names is the file, or, of a folder that is believed as a whole, the folder.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import json
@@ -19,16 +20,16 @@ from dataclasses import dataclass
 from io import StringIO
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lrft.files.json import with_sum
 from tests.reliability.damage import KINDS, _limit, swapped
-from tests.reliability.full_disk import ROOT, Bench, Called, call
+from tests.reliability.full_disk import COMMANDS, GENERATOR, ROOT, Bench, Called, call
 from tests.reliability.outcome import Outcome, tiny_model
 
 GIVEN = (
     *("recipe.yaml", "other.yaml", "choices.yaml", "many.yaml", "arms.yaml", "space.yaml"),
-    *("ask.txt", "prompts.txt", "goal.jsonl"),
+    *("ask.txt", "prompts.txt", "verify.txt", "goal.jsonl"),
     *("choices-train.jsonl", "choices-test.jsonl", "many-train.jsonl", "many-test.jsonl"),
 )
 FLIPS = 3  # of a file: headers are as long as the tensors of a tiny model
@@ -54,6 +55,7 @@ class Attacked:
         of_user: files that somebody writes by hand: another text in one is another question.
         of_stranger: files of which nobody knows a sum: whatever they say may be another model.
         falls_back: the checkpoint before may be taken, and is, by name.
+        stays: what it takes has to lie where it was made, as recipes in it name files of it.
     """
 
     takes: tuple[str, ...]
@@ -64,6 +66,7 @@ class Attacked:
     of_user: bool = False
     of_stranger: bool = False
     falls_back: bool = False
+    stays: bool = False
 
 
 SWEEP = ("sweep", "recipe.yaml", "adapter.rank=1,2", "--out", "swept")
@@ -78,6 +81,28 @@ MERGE = ("--method", "softmax_merge")
 SELECT = ("data", "select", "recipe.yaml", "--method", "perplexity", "--budget", "2", "--out", "few.jsonl")
 AUGMENT = ("data", "augment", "recipe.yaml", "--prompt", "ask.txt", "--out", "more.jsonl")
 AUGMENT = (*AUGMENT, "--into", "completion", "--max-new-tokens", "2")
+VERIFY = (
+    "data",
+    "augment",
+    "recipe.yaml",
+    "data.train.limit=3",
+    "--prompt",
+    "ask.txt",
+    "--verify",
+    "verify.txt",
+)
+VERIFY = (*VERIFY, "--allow-code", "--stages", "1", "--into", "completion", "--max-new-tokens", "2")
+VERIFY = (*VERIFY, "--out", "solved.jsonl")
+SOLVED = [
+    "solved.jsonl",
+    *(
+        f"solved.1-{part}.answers.jsonl{beside}"
+        for part in ("program", "printed", "verified")
+        for beside in ("", ".about.json")
+    ),
+]
+TRANSFER = tuple("carried" if word == "moved" else word for word in COMMANDS["transfer"].words)
+FIT = ("generate-adapter", "fit", "run", "--method", GENERATOR, "--out", "fitting")
 RANK = (
     "data",
     "rank",
@@ -140,6 +165,22 @@ ATTACKED = {
         AUGMENT,
         ("more.jsonl",),
     ),
+    "data-augment-verify": Attacked(tuple(SOLVED), ("solved*",), VERIFY, ("solved.jsonl",)),
+    "transfer": Attacked(
+        ("run", "carried"),
+        ("carried/**/*",),
+        TRANSFER,
+        ("carried/run/adapter/*.safetensors",),
+        stays=True,
+    ),
+    "transfer-begun": Attacked(
+        ("run", "begun"),
+        ("begun/**/*",),
+        tuple("begun" if word == "carried" else word for word in TRANSFER),
+        ("begun/run/adapter/*.safetensors",),
+        stays=True,
+    ),
+    "generate-adapter-fit": Attacked(("run", "fitting"), ("fitting/*",), FIT, ("fitting/*",)),
     "data-rank": Attacked(
         (MEASURED, f"{MEASURED}.about.json", "order.json"), ("order*",), RANK, ("order.json",)
     ),
@@ -209,6 +250,10 @@ ATTACKED = {
         ("train", "offloaded", "--resume"),
         ("offloaded/adapter/*.safetensors",),
     ),
+    "train-hqq": Attacked(
+        ("stored",), ("stored/**/*",), ("train", "stored", "--resume"), ("stored/adapter/*.safetensors",)
+    ),
+    "eval-hqq": Attacked(("stored",), ("stored/**/*",), ("eval", "stored"), (), True, falls_back=True),
     "train-in-turn": Attacked(
         ("taught",),
         ("taught/**/*",),
@@ -250,33 +295,54 @@ class Prepared:
         """A folder or a file of this name, made by the commands that make it."""
         path = self.folder / name
         if not path.exists():
+            there = (
+                self.place(("run",), self.bench.folder, True) if name in ("carried", "begun") else self.folder
+            )
             for words in MAKES[name]:
-                ended = call(self.folder, words)
+                ended = _killed_after_a_step(there) if words is FIT else call(there, words)
                 assert ended.code == 0, (words, ended)
-            if name in ("federated", "offloaded", "taught"):
+            if there != self.folder:
+                shutil.move(there / name, path)
+            if name in ("federated", "offloaded", "taught", "stored"):
                 _halfway(path)
+            if name == "carried":
+                _halfway(path / "run")
+                (path / "result.json").unlink()
+            if name == "begun":
+                _begun(path)
             if name.startswith("more"):
                 self._answer_to_the_end()
+            if name.startswith("solved"):
+                self._solve()
         return path
 
     def _answer_to_the_end(self) -> None:
         """As if the tiny model had answered in texts and ended them: of those rows are made."""
         path = self.folder / "more.answers.jsonl"
-        lines = [
-            {**json.loads(line), "stopped": True, "output": f"answer {k}"}
-            for k, line in enumerate(path.read_text().splitlines())
-        ]
-        path.write_text("".join(json.dumps(with_sum(line), ensure_ascii=False) + "\n" for line in lines))
+        _said(path, [f"answer {k}" for k in range(len(path.read_text().splitlines()))])
         (self.folder / "more.jsonl").unlink()
         assert call(self.folder, AUGMENT).code == 0 and (self.folder / "more.jsonl").read_text()
 
-    def place(self, takes: Sequence[str], aside: Path) -> Path:
-        """A new folder with what a command takes, and the recipes, rows and texts."""
-        place = Path(tempfile.mkdtemp(dir=aside, prefix="run"))
+    def _solve(self) -> None:
+        """As if the tiny model had written a program for every row, and said what it printed."""
+        rows = (ROOT / "recipes/data/quickstart/train.jsonl").read_text().splitlines()[:3]
+        counts = [json.loads(json.loads(row)["completion"])["count"] for row in rows]
+        program = "```python\nprint({})\n```"
+        for part, said in (("program", program), ("verified", "It fits.\nAnswer: {}")):
+            _said(self.folder / f"solved.1-{part}.answers.jsonl", [said.format(one) for one in counts])
+            (self.folder / "solved.jsonl").unlink()
+            assert call(self.folder, VERIFY).code == 0
+        assert (self.folder / "solved.jsonl").read_text()
+
+    def place(self, takes: Sequence[str], aside: Path, stays: bool = False) -> Path:
+        """A new folder with what a command takes, and the recipes, rows and texts; the same one for all that stays."""
+        whole = {name: self.make(name) for name in takes}
+        place = self.bench.folder / "run-here" if stays else Path(tempfile.mkdtemp(dir=aside, prefix="run"))
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir()
         for name in GIVEN:
             shutil.copy(self.folder / name, place / name)
-        for name in takes:
-            made = self.make(name)
+        for name, made in whole.items():
             shutil.copytree(made, place / name) if made.is_dir() else shutil.copy(made, place / name)
         return place
 
@@ -284,7 +350,7 @@ class Prepared:
         """What the command leaves and says where nothing is damaged."""
         if name not in self._whole:
             attack = ATTACKED[name]
-            place = self.place(attack.takes, aside)
+            place = self.place(attack.takes, aside, attack.stays)
             ended, found = _run(attack, place)
             assert ended.code == 0, (name, ended)
             self._whole[name] = found
@@ -294,7 +360,7 @@ class Prepared:
     def files(self, name: str, aside: Path) -> list[str]:
         """The files of a command that are damaged."""
         attack = ATTACKED[name]
-        place = self.place(attack.takes, aside)
+        place = self.place(attack.takes, aside, attack.stays)
         found = {path for pattern in attack.damaged for path in place.glob(pattern) if path.is_file()}
         shutil.rmtree(place)
         return sorted(path.relative_to(place).as_posix() for path in found if path.name != ".lock")
@@ -320,13 +386,60 @@ MAKES: dict[str, list[tuple[str, ...]]] = {
     MEASURED: [RANK],
     f"{MEASURED}.about.json": [RANK],
     "chosen": [CHOOSE],
+    **{name: [VERIFY] for name in SOLVED},
+    "carried": [TRANSFER],
+    "begun": [tuple("begun" if word == "carried" else word for word in TRANSFER)],
+    "fitting": [FIT],
     "more.jsonl": [AUGMENT],
     "more.answers.jsonl": [AUGMENT],
     "more.answers.jsonl.about.json": [AUGMENT],
     "federated": [("federate", "recipe.yaml", "--out", "federated", "train.max_steps=null", FEDERATED)],
     "taught": [("train", "choices.yaml", "--out", "taught", *IN_TURN)],
+    "stored": [("train", "recipe.yaml", "--out", "stored", "quantization={method: hqq, bits: 3}")],
     "offloaded": [("train", "recipe.yaml", "--out", "offloaded", OFFLOAD)],
 }
+
+
+def _said(path: Path, texts: Sequence[str]) -> None:
+    """Give the lines of a file of answers other outputs, which end."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    said = [
+        with_sum({**line, "stopped": True, "output": text}) for line, text in zip(lines, texts, strict=True)
+    ]
+    path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in said))
+
+
+def _begun(transfer: Path) -> None:
+    """As a kill leaves it that comes once the candidates are written."""
+    for name in ("run", "scores.jsonl", "outputs.jsonl", "rows.jsonl", "candidates.jsonl", "result.json"):
+        path = transfer / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        (transfer / f"{name}.about.json").unlink(missing_ok=True)
+    files = json.loads((transfer / "done.json").read_text())["files"]
+    left = {name: files[name] for name in ("seeds.jsonl", "discriminator.jsonl")}
+    (transfer / "done.json").write_text(json.dumps(with_sum({"files": left})))
+
+
+def _killed_after_a_step(folder: Path) -> Called:
+    """A fit as a kill leaves it that comes after the first step was saved."""
+    from lrft.api.generating import steps
+
+    class Killed(BaseException):
+        pass
+
+    write, seconds = steps.write_generator, steps.SECONDS
+
+    def then_killed(*arguments: Any) -> None:
+        write(*arguments)
+        raise Killed
+
+    steps.write_generator, steps.SECONDS = then_killed, 0.0
+    try:
+        with contextlib.suppress(Killed):
+            call(folder, FIT)
+    finally:
+        steps.write_generator, steps.SECONDS = write, seconds
+    return Called(int(not (folder / "fitting" / "optimizer.safetensors").exists()), "", "")
 
 
 def _halfway(run: Path) -> None:
@@ -385,7 +498,7 @@ def try_case(case: Case, prepared: Prepared, aside: Path) -> str:
     """Damage a copy, run the command; what did not hold, or an empty string."""
     attack = ATTACKED[case.attack]
     wanted = prepared.whole(case.attack, aside)
-    place = prepared.place(attack.takes, aside)
+    place = prepared.place(attack.takes, aside, attack.stays)
     try:
         path = place / case.file
         before = path.read_bytes()

@@ -229,6 +229,7 @@ class Bench:
         (self.start / "other.yaml").write_text("extends: recipe.yaml\nadapter: {rank: 1}\n")
         (self.start / "space.yaml").write_text("adapter.rank: [1, 2]\n")
         (self.start / "prompts.txt").write_text("How many apples?\nAnd pears?\n")
+        (self.start / "verify.txt").write_text("It printed [{output}]. Right?\n")
         (self.start / "ask.txt").write_text("Say otherwise: {prompt}\n")
         self._whole: dict[str, tuple[dict[str, bytes], int]] = {}
 

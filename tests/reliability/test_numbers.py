@@ -158,3 +158,17 @@ def test_a_rank_above_the_smaller_side_is_refused_by_the_layer(tiny_recipe, tmp_
         train(loaded, tmp_path / "run")
     assert e.value.problems[0].key == "adapter.rank" and e.value.exit_code == 2
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+@pytest.mark.parametrize(
+    ("method", "key"),
+    [
+        *(("hqq", "group_size"), ("int_groups", "group_size"), ("torchao_int8", "group_size")),
+        *(("nf4_reference", "block_size"), ("nf_blocks", "block_size"), ("nf_blocks", "scales_per_block")),
+    ],
+)
+def test_groups_of_weights_are_no_larger_than_anybody_means(method, key):
+    """Weights are filled up to whole groups, which of 10^12 is more than any memory."""
+    with pytest.raises(RecipeError, match=r"at most 1048576.*not 1048578"):
+        load_recipe("smoke/lora", [f"quantization={{method: {method}, {key}: 1048578}}"])
+    load_recipe("smoke/lora", [f"quantization={{method: {method}, {key}: 1048576}}"])

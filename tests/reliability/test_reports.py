@@ -9,6 +9,7 @@ import pytest
 
 from lrft.files.failure import WriteError
 from lrft.lab.compare import report as compared
+from lrft.lab.runs.typed import command_line
 from lrft.lab.search import report as searched
 from lrft.lab.sweep import report as swept
 from tests.reliability.faulty_disk import ERRORS, FaultyDisk
@@ -92,3 +93,18 @@ def test_every_file_is_there_or_said_not_to_be(tmp_path, write, files):
         assert left.items() <= expected.items(), disk.done[at - 1]
         write(place)
         assert {path.name: path.read_bytes() for path in (place / "out").iterdir()} == expected
+
+
+def test_the_command_in_a_report_holds_no_secret(monkeypatch):
+    monkeypatch.setenv("RAY_TOKEN", "abcdef123456-secret")
+    words = [
+        "/usr/bin/lrft",
+        "sweep",
+        "a.yaml",
+        "--cluster-set",
+        "address=ray://me:pw12345@host:1/?key=k1234567",
+    ]
+    monkeypatch.setattr("sys.argv", [*words, "--cluster-set", "token=abcdef123456-secret"])
+    said = command_line()
+    assert "lrft sweep a.yaml" in said and "$RAY_TOKEN" in said and "***@host" in said
+    assert not any(secret in said for secret in ("pw12345", "k1234567", "abcdef123456-secret"))

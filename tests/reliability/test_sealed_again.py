@@ -8,14 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from lrft.core.stages import SitePlan
-from lrft.files.sums import MANIFEST, file_sum, folder_manifest, plain_sum
+from lrft.files.json import with_sum
+from lrft.files.sums import MANIFEST, file_sum, folder_manifest, manifest_bytes, plain_sum
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import DamagedFile
-from tests.reliability.damaged_inputs import Prepared
-from tests.reliability.full_disk import Bench, call
+from lrft.training.opened import OPTIMIZER
+from tests.reliability.damaged_inputs import FIT, TRANSFER, Prepared
+from tests.reliability.full_disk import Bench, _remove, call
+from tests.reliability.struck import files_in
 
 DRAW = ("generate-adapter", "draw", "generator", "recipe.yaml", "--describe", "a", "--out", "out")
 APPLY = ("delta", "apply", "difference", "base", "--out", "out")
@@ -113,3 +118,119 @@ def test_settings_of_a_plan_that_are_none_are_told_by_site_and_key():
         DamagedFile, match=r"plan\.json: layer has settings that are none \(rank: .* greater than 0\)"
     ):
         SitePlan.of({**site, "settings": {"method": "lora", "rank": -3}}, ADAPTERS.get("lora").Config)
+
+
+FULL = ("trainable=full", "adapter=null", "eval.tasks=[]")
+TRAINED = {
+    "adamw": ("optimizer={method: adamw, lr: 0.01}",),
+    "adamw in 8 bits": ("optimizer={method: adamw8bit, lr: 0.01}",),
+    "adam_mini": ("optimizer={method: adam_mini, lr: 0.01}",),
+    "lora_pro": ("optimizer={method: lora_pro, lr: 0.01}",),
+    "muon": ("optimizer={method: muon, lr: 0.01}",),
+    "schedule_free": ("optimizer={method: schedule_free, lr: 0.01}",),
+    "sgd": ("optimizer={method: sgd, lr: 0.01, momentum: 0.9}",),
+    "galore": ("optimizer={method: galore, lr: 0.01, rank: 4, update_every: 2}", *FULL),
+    "frugal": ("optimizer={method: frugal, lr: 0.01, update_every: 2}", *FULL),
+    "copies": (
+        "model.dtype=bfloat16",
+        "optimizer={method: adamw, lr: 0.01}",
+        *FULL,
+        "trainable.update=master",
+    ),
+    "layer by layer": ("optimizer={method: adamw, lr: 0.01, per_layer: true}", "train.clip=null"),
+    "in pages": ("offload={optimizer: disk}",),
+}
+CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
+    "one number": lambda one: one.flatten()[:1].clone(),
+    "another rank": lambda one: torch.cat([one, one]),
+    "other numbers": lambda one: one.to(torch.int64) if one.is_floating_point() else one.float(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prepared, name, change):
+    place = prepared.place((), prepared.bench.folder)
+    run = prepared.bench.folder / f"optimizer of {name}"
+    if not run.exists():
+        ended = call(place, ("train", "recipe.yaml", "--out", str(run), *TRAINED[name]))
+        assert ended.code == 0, ended
+    shutil.copytree(run, place / "run", symlinks=True)
+    for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
+        _remove(place / "run" / path)
+    (step,) = (place / "run" / "checkpoints").iterdir()
+    tensors = load_file(step / OPTIMIZER)
+    key = max(tensors, key=lambda key: (tensors[key].ndim, key))
+    tensors[key] = CHANGES[change](tensors[key])
+    save_file(tensors, step / OPTIMIZER)
+    record = json.loads((step / MANIFEST).read_text())
+    record["files"][OPTIMIZER] = plain_sum(file_sum(step / OPTIMIZER))
+    (step / MANIFEST).write_bytes(manifest_bytes({k: v for k, v in record.items() if k != "sha256"}))
+    ended = call(place, ("train", "run", "--resume"))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, ""), ended
+    assert "does not fit this run (ValueError: of the optimizer's state" in error and "is meant" in error, (
+        error
+    )
+    shutil.rmtree(place)
+
+
+def _other_key(state: dict) -> None:
+    del state["state"]["__integer_keys__"]["0"]["exp_avg"]
+
+
+OPTIMIZERS_OF_FITS: dict[str, Callable[[dict], object]] = {
+    "a tensor that is not there": lambda s: s["state"]["__integer_keys__"]["0"]["exp_avg"].update(
+        __tensor__="x"
+    ),
+    "a key less": _other_key,
+    "another parameter": lambda s: s["param_groups"][0]["params"].__setitem__(0, 5),
+    "a parameter less": lambda s: s["param_groups"][0]["params"].pop(),
+    "a rate that is a text": lambda s: s["param_groups"][0].update(eps="much"),
+    "no state": lambda s: s.update(state=[]),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS_OF_FITS)
+def test_the_optimizer_of_a_fit_that_says_something_else_is_refused(prepared, name):
+    place = prepared.place(("run", "fitting"), prepared.bench.folder)
+    folder = place / "fitting"
+    state = json.loads((folder / "optimizer.json").read_text())
+    OPTIMIZERS_OF_FITS[name](state)
+    (folder / "optimizer.json").write_text(json.dumps(state))
+    (folder / MANIFEST).write_bytes(folder_manifest(folder))
+    before = files_in(place)
+    ended = call(place, FIT)
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "is no state of the generator's optimizer" in error, (
+        ended
+    )
+    assert files_in(place) == before
+    shutil.rmtree(place)
+
+
+def test_settings_of_the_optimizer_of_a_fit_are_its_methods(prepared):
+    place = prepared.place(("run", "fitting"), prepared.bench.folder)
+    other = prepared.place(("run", "fitting"), prepared.bench.folder)
+    state = json.loads((place / "fitting" / "optimizer.json").read_text())
+    state["param_groups"][0].update(maximize=True, weight_decay=0.9)
+    (place / "fitting" / "optimizer.json").write_text(json.dumps(state))
+    (place / "fitting" / MANIFEST).write_bytes(folder_manifest(place / "fitting"))
+    assert call(place, FIT).code == call(other, FIT).code == 0
+    assert files_in(place / "fitting") == files_in(other / "fitting")
+    shutil.rmtree(place)
+    shutil.rmtree(other)
+
+
+@pytest.mark.parametrize("change", [{"label": [[]]}, {"label": None}, {"text": 3}])
+def test_texts_of_a_discriminator_that_are_none_are_refused(prepared, change):
+    place = prepared.place(("run", "begun"), prepared.bench.folder, True)
+    texts, done = place / "begun" / "discriminator.jsonl", place / "begun" / "done.json"
+    first, *others = texts.read_text().splitlines(keepends=True)
+    texts.write_text(json.dumps({**json.loads(first), **change}) + "\n" + "".join(others))
+    files = {**json.loads(done.read_text())["files"], texts.name: file_sum(texts)["sha256"]}
+    done.write_text(json.dumps(with_sum({"files": files})))
+    ended = call(place, tuple("begun" if word == "carried" else word for word in TRANSFER))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "discriminator.jsonl:1: its key" in error, ended
+    shutil.rmtree(place)

@@ -20,6 +20,7 @@ from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.registry.errors import DamagedFile, LrftError
 from lrft.training import checkpoint, checkpoint_folder, run_manifest
+from lrft.training.fitting import Expected
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.folder import RunFolder
 from lrft.training.opened import OpenCheckpoint
@@ -170,7 +171,7 @@ def test_two_callbacks_of_one_class_each_get_their_own_state_back(tmp_path):
     identity = checkpoint.Identity("recipe", "base")
     folder = checkpoint.save_checkpoint(run_with(1, 2, 3), {}, tmp_path, identity, {})
     resumed = run_with(0, 0, 0)
-    checkpoint.restore(resumed, OpenCheckpoint(folder))
+    checkpoint.restore(resumed, OpenCheckpoint(folder), Expected({}, {}))
     assert [callback.number for callback in resumed.callbacks] == [1, 2, 3]
 
 

@@ -52,7 +52,7 @@ def _dies_before_it_is_known(name: str) -> None:
     with_sum = folder.with_sum
 
     def then(record: Any) -> Any:
-        if name in record["files"]:
+        if name in record.get("files", {}):
             os.kill(os.getpid(), signal.SIGKILL)
         return with_sum(record)
 

@@ -19,6 +19,8 @@ from lrft.api.data.written import KEPT
 from lrft.build.guess import with_format
 from lrft.core import stop
 from lrft.evaluation.progress import EvaluationBar
+from lrft.files.made_records import ChoiceRecord
+from lrft.files.own import check_own
 from lrft.files.write import write_file
 from lrft.recipe.load import LoadedRecipe, as_loaded, load_recipe
 from lrft.recipe.schema import Recipe
@@ -74,6 +76,7 @@ def choose(
         DataError, RecipeError: rows have no few classes, or are too few.
     """
     folder = Path(out)
+    check_own(folder, RECORD, ChoiceRecord, what="a choice")
     terms = _terms(shots, further, questions, price, tradeoff, seed)
     own = with_format(as_loaded(recipe, overrides)).recipe
     names = list(bases) or [str(own.model.name)]

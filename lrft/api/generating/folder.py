@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from lrft.model.finite_file import finite_file
 from lrft.registry.axes import GENERATORS
 from lrft.registry.choice import parse_choice
 from lrft.registry.errors import DamagedFile, UsageError
-from lrft.registry.json import Json
+from lrft.registry.json import Json, to_section
+from lrft.training.fitting import Expected, misfit
 from lrft.training.flatten import flatten, unflatten
 
 RECORD, WEIGHTS, OPTIMIZER, STATE = (
@@ -135,14 +137,32 @@ def read_generator(folder: Path | str) -> Opened:
     return Opened(generator, summary, record, path)
 
 
-def resume_optimizer(folder: Path, optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer the state that it had when the folder was written.
+def resume_optimizer(folder: Path, optimizer: torch.optim.Optimizer, generator: Generator) -> None:
+    """Give an optimizer of a generator the state that it had when the folder was written.
 
     Raises:
-        DamagedFile: the folder holds none.
+        DamagedFile: the folder holds none, or that of another one.
     """
-    values = read_object(folder / STATE, within=folder)
-    optimizer.load_state_dict(unflatten(_tensors(folder / OPTIMIZER), values))
+    tensors, values = _tensors(folder / OPTIMIZER), read_object(folder / STATE, within=folder)
+    try:
+        if why := misfit(tensors, values, _expected(generator), begun_whole=True):
+            raise ValueError(why)
+        own = flatten(optimizer.state_dict())[1]  # settings are the method's, and rates are set at every step
+        groups = {"param_groups": to_section(own)["param_groups"]}
+        optimizer.load_state_dict(unflatten(tensors, {**values, **groups}))
+    except (RuntimeError, KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
+        what = f"is no state of the generator's optimizer ({type(error).__name__}: {error})"
+        raise DamagedFile(folder / STATE, what, "fit it again") from error
+
+
+def _expected(generator: Generator) -> Expected:
+    """What the optimizer keeps after a step, known from one on tensors without storage."""
+    hollow = deepcopy(generator).to("meta")
+    optimizer = hollow.optimizer()
+    for param in hollow.parameters():
+        param.grad = torch.empty_like(param)
+    optimizer.step()
+    return Expected(*flatten(optimizer.state_dict()))
 
 
 def made(config: Any, sizes: Sizes, seed: int) -> Generator:

@@ -35,7 +35,7 @@ def train(
     optimizer = generator.optimizer() if steps else None
     step = 0 if begun is None else int(begun.record["step"])
     if begun is not None and optimizer is not None:
-        resume_optimizer(path, optimizer)
+        resume_optimizer(path, optimizer, generator)
     rates = [] if optimizer is None else [group["lr"] for group in generator.optimizer().param_groups]
     loss, saved, anew = None, time.monotonic(), begun is None
     generator.train()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from lrft.api.opening.same_start import tell_versions
+from lrft.build.expected_state import expected_state
 from lrft.build.job import Job
 from lrft.core.notes import say
 from lrft.model.trained import load_trained_tensors, trained_tensors
@@ -25,7 +26,7 @@ def go_on(job: Job, saved: OpenCheckpoint, tensors: dict[str, Tensor]) -> None:
         replay(job.run.optimizer, saved, trained_tensors(job.adaptation.model))
     else:
         load_trained_tensors(job.adaptation.model, tensors)
-    checkpoint.restore(job.run, saved)
+    checkpoint.restore(job.run, saved, expected_state(job.run.recipe, job.run.parameters))
     saved.close()
     if job.folder.day is None:
         say(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lrft.core import stop
-from lrft.files.json import SUM, own_sum, parse_object, read_object, with_sum
+from lrft.files.json import SUM, own_sum, parse_object, read_object, read_summed, with_sum
 from lrft.files.read import LINES, read_bytes
 from lrft.files.records import Record
 from lrft.files.sums import sum_of
@@ -19,6 +19,12 @@ from lrft.registry.json import Json
 ABOUT, DONE, RESULT = "transfer.json", "done.json", "result.json"
 OUTPUTS = "outputs.jsonl"  # what the source answered
 FREE = ("threshold",)  # may change until something is accepted
+
+
+class About(Record):
+    """transfer.json, with what decides the transfer."""
+
+    day: str | None = None
 
 
 class Done(Record):
@@ -51,7 +57,7 @@ class Phases:
                     f"--out {self.path}: is there already and holds no transfer; give another folder"
                 )
             return self._write_about({**about, "day": begun})
-        before = read_object(file)
+        before = read_summed(file, About, self.path)
         for key, value in about.items():
             if before.get(key) != value and not (key in FREE and not (self.path / OUTPUTS).exists()):
                 raise UsageError(
@@ -62,7 +68,7 @@ class Phases:
         return self._write_about(now) if now != before else now
 
     def _write_about(self, about: dict[str, Json]) -> dict[str, Any]:
-        write_file(self.path / ABOUT, json.dumps(about, indent=2) + "\n", f"--out {self.path}")
+        write_file(self.path / ABOUT, json.dumps(with_sum(about), indent=2) + "\n", f"--out {self.path}")
         return about
 
     def is_over(self, name: str) -> bool:
@@ -99,11 +105,15 @@ class Phases:
                 self.path / DONE, json.dumps(with_sum({"files": done}), indent=2) + "\n", f"--out {self.path}"
             )
 
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The objects of a file of a phase that is over."""
+    def lines(self, name: str, kind: type[Record] | None = None) -> list[dict[str, Any]]:
+        """The objects of a file of a phase that is over.
+
+        Raises:
+            DamagedFile: one is not of that kind.
+        """
         file = self.path / name
         found = read_bytes(file, LINES).split(b"\n")[:-1]
-        return [parse_object(line, file.with_name(f"{name}:{k}")) for k, line in enumerate(found, 1)]
+        return [parse_object(line, file.with_name(f"{name}:{k}"), kind) for k, line in enumerate(found, 1)]
 
     def _done(self) -> dict[str, str]:
         try:

@@ -28,6 +28,7 @@ from lrft.evaluation.answers_file import AnswersFile, Line
 from lrft.evaluation.batching import scoring
 from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.row_features import cut
+from lrft.files.records import Record
 from lrft.files.write import write_file
 from lrft.recipe.load import load_recipe
 from lrft.recipe.schema import Recipe
@@ -66,6 +67,13 @@ def own_rows(folder: RunFolder, recipe: Recipe) -> Rows:
     return rows
 
 
+class TextLine(Record):
+    """A line of what the discriminator learns."""
+
+    text: str
+    label: str
+
+
 def train_judge(
     phases: Phases, base: Recipe, task: FewShot, rows: Rows, asked: Asked, trusted: bool
 ) -> tuple[Judge, Pool]:
@@ -84,7 +92,7 @@ def train_judge(
         write_candidates(base, *how, asked, trusted)
         texts = _texts(task, read_candidates(*how), rows, asked)
         phases.end(TEXTS, as_lines(texts))
-    kinds = Counter(line["label"] for line in phases.lines(TEXTS))
+    kinds = Counter(line["label"] for line in phases.lines(TEXTS, TextLine))
     out, path = phases.path / JUDGE, phases.path / f"{JUDGE}.yaml"
     write_file(path, judge_recipe(base, asked.sampling.seed, phases.path.resolve() / TEXTS))
     result = train(load_recipe(path, asked.judge), out, RunFolder(out).started, trusted)

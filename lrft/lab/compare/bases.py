@@ -17,6 +17,8 @@ from lrft.evaluation.progress import EvaluationBar
 from lrft.evaluation.run import evaluate_tasks
 from lrft.evaluation.subject import EvaluationStopped
 from lrft.evaluation.tasks._task import TaskResult
+from lrft.files.made_records import BasesRecord
+from lrft.files.own import check_own
 from lrft.files.write import write_file
 from lrft.model.load import load_model
 from lrft.recipe.load import load_recipe
@@ -70,7 +72,7 @@ def compare_bases(
         bases: values of `model.name`, two or more.
 
     Raises:
-        UsageError: the bases or recipes make no comparison.
+        UsageError: the bases or recipes make no comparison, or somebody else's file has the record's name.
         RecipeError, DataError: a base cannot be loaded, or a row not be scored.
     """
     overrides = [argument for argument in arguments if is_override(argument)]
@@ -79,6 +81,7 @@ def compare_bases(
         raise UsageError(f"--base: models are compared on one recipe, and {len(sources)} are named")
     if len(set(bases)) < len(bases) or len(bases) < 2:
         raise UsageError("--base: name two base models or more, each once")
+    check_own(out, RECORD, BasesRecord, what="a comparison")
     recipes = {
         base: load_recipe(sources[0], [*overrides, f"model.name={json.dumps(base)}"]).recipe for base in bases
     }

@@ -9,7 +9,7 @@ from lrft.core.notes import say
 from lrft.lab.compare.arms import labels
 from lrft.lab.compare.comparison import compare_arms
 from lrft.lab.compare.record import Comparison
-from lrft.lab.compare.report import write_report
+from lrft.lab.compare.report import check_place, write_report
 from lrft.lab.compare.settings import Settings
 from lrft.lab.runs.planned import make_arm
 from lrft.lab.runs.typed import command_line
@@ -24,6 +24,7 @@ def compare_recipes(arguments: Sequence[str], settings: Settings) -> Comparison:
         RecipeError: a recipe is not valid.
         LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
     """
+    check_place(settings.out)
     overrides = [argument for argument in arguments if is_override(argument)]
     sources = [argument for argument in arguments if not is_override(argument)]
     arms = [

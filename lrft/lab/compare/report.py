@@ -6,14 +6,16 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from lrft.files.made_records import ComparisonRecord
 from lrft.lab.compare.per_seed import seeds_table
 from lrft.lab.compare.plot import draw
 from lrft.lab.compare.record import Comparison
 from lrft.lab.compare.sentences import sentences
-from lrft.lab.runs.report import table_lines, write_files
+from lrft.lab.runs.report import check_report, table_lines, write_files
 from lrft.training.records import SetUp
 
-PLOT = "report.png"
+STEM = "report"
+PLOT = f"{STEM}.png"
 MIB = 2**20
 
 
@@ -26,10 +28,23 @@ def write_report(record: Comparison, out: Path, title: str, head: Sequence[str] 
     Raises:
         WriteError: the folder cannot be written.
     """
-    drawn = draw(record, out / PLOT)
-    picture = f"![loss by rate and by seed]({PLOT})" if drawn else "No plot: matplotlib is not installed."
-    page = [f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""]
-    return write_files(out, "report", page, record, seeds_table(record))
+
+    def page(pictured: bool) -> list[str]:
+        picture = (
+            f"![loss by rate and by seed]({PLOT})" if pictured else "No plot: matplotlib is not installed."
+        )
+        return [f"# {title}", "", *head, *([""] if head else []), *body(record), "", picture, ""]
+
+    return write_files(out, STEM, record, seeds_table(record), lambda path: draw(record, path), page)
+
+
+def check_place(out: Path) -> None:
+    """Refuse a folder in which the report would be written over somebody else's files.
+
+    Raises:
+        UsageError: there are such.
+    """
+    check_report(out, STEM, ComparisonRecord, "a comparison")
 
 
 def body(record: Comparison) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from lrft import __version__
+from lrft.files.read import open_regular
 from lrft.lab.report.curves import curves, thinned, undrawn
 from lrft.lab.report.read import RunData
 from lrft.lab.report.scores import samples, scores
@@ -127,6 +128,18 @@ def _mebibytes(value: object) -> str:
 @cache
 def _file(name: str) -> str:
     return (HERE / name).read_text(encoding="utf-8")
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file begins as every page does, up to the sum of its script.
+
+    Raises:
+        DamagedFile: it is no file, or cannot be read.
+    """
+    text = (HERE / "page.html").read_text(encoding="utf-8")
+    head = text[text.index("<!DOCTYPE") : text.index("{{ script_hash }}")].encode()
+    with open_regular(path) as file:
+        return file.read(len(head)) == head
 
 
 @cache

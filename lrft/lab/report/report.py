@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
@@ -10,11 +11,11 @@ from lrft.core import stop
 from lrft.core.notes import say
 from lrft.evaluation.subject import Progress, silent
 from lrft.files.write import write_file
-from lrft.lab.report.page import page_of
+from lrft.lab.report.page import is_page, page_of
 from lrft.lab.report.png import check_matplotlib, draw_all
 from lrft.lab.report.read import find_runs, read_runs
 from lrft.lab.spectra.inspect import INSPECTIONS, inspect
-from lrft.registry.errors import NotMergeable, UsageError
+from lrft.registry.errors import DamagedFile, MissingFile, NotMergeable, UsageError
 from lrft.training import checkpoint_folder
 from lrft.training.folder import RunFolder
 
@@ -53,13 +54,14 @@ def report(
         progress: hears (what, done, total) of an inspection.
 
     Raises:
-        UsageError: a folder is no run, or cannot be read; or `out` is a folder.
+        UsageError: a folder is no run, or cannot be read; or `out` is something else than a page.
         MissingExtra: `png` is asked for and matplotlib is not installed.
         WriteError: something cannot be written.
     """
     out = Path(out)
     if out.is_dir():
         raise UsageError(f"--out {out}: is a folder; give the file to write, such as {out / 'report.html'}")
+    _check_older(out)
     if png is not None:
         check_matplotlib()
     folders = find_runs(runs)
@@ -83,6 +85,22 @@ def report(
             for run in found
         ],
     }
+
+
+def _check_older(out: Path) -> None:
+    """Refuse a name that somebody gave to something else."""
+    if not os.path.lexists(out):
+        return
+    try:
+        ours = is_page(out)
+    except MissingFile:  # a link to nothing, which gives way
+        return
+    except DamagedFile:
+        ours = False
+    if not ours:
+        raise UsageError(
+            f"--out {out}: is there already and no page of lrft report; give another name, or remove it"
+        )
 
 
 def _look(folder: RunFolder, progress: Progress) -> None:

@@ -9,8 +9,9 @@ from lrft.lab.runs.picture import Axes, can_draw, drawn
 from lrft.lab.runs.report import table_lines, write_files
 from lrft.lab.search.front import COSTS, Cost
 from lrft.lab.search.record import Found, Row
+from lrft.lab.search.state import STEM
 
-PLOT = "search.png"
+PLOT = f"{STEM}.png"
 NUMBERS = ("score", "loss", "eval_loss", "trainable", "bytes", "step_seconds", "seconds", "run")
 HEADS = {"trainable": "trainable", "bytes": "bytes", "step_seconds": "s/step"}
 
@@ -25,11 +26,13 @@ def write_report(record: Found, out: Path) -> Path:
     lines = [f"# {Path(record['recipe']).stem} by {record['metric']}", "", f"`{record['command']}`", ""]
     lines += [*sentences(record), ""]
     lines += [*table_lines(heads, rows), ""]
-    drawn = draw(record, out / PLOT)
-    lines += [f"![fronts]({PLOT})" if drawn else "No plot: matplotlib is not installed.", ""]
+
+    def page(pictured: bool) -> list[str]:
+        return [*lines, f"![fronts]({PLOT})" if pictured else "No plot: matplotlib is not installed.", ""]
+
     heads = ["arm", *record["keys"], *NUMBERS, "front", "failure"]
     numbers = [_written(record, row) for row in record["rows"]]
-    return write_files(out, "search", lines, record, [heads, *numbers])
+    return write_files(out, STEM, record, [heads, *numbers], lambda path: draw(record, path), page)
 
 
 def sentences(record: Found) -> list[str]:

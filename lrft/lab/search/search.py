@@ -20,14 +20,12 @@ from lrft.lab.search.front import COSTS, front, trial_of
 from lrft.lab.search.record import Found
 from lrft.lab.search.settings import Settings
 from lrft.lab.search.space import read_space
-from lrft.lab.search.state import Line, State
+from lrft.lab.search.state import BEST, Line, State
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash, resolved
 from lrft.registry.axes import SEARCHES
 from lrft.registry.errors import OutOfMemory, UsageError
 from lrft.registry.json import Json
-
-BEST = "best.yaml"
 
 
 def search(

@@ -9,13 +9,16 @@ from typing import Any
 
 from lrft.files.growing import GrowingFile
 from lrft.files.json import parse_object, read_object, summed, with_sum
+from lrft.files.made_records import AskedRecord
+from lrft.files.own import check_own
 from lrft.files.read import read_bytes
 from lrft.files.records import Record
 from lrft.files.write import write_file
+from lrft.lab.runs.report import names_of
 from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 
-LINES, ASKED = "arms.jsonl", "asked.json"
+LINES, ASKED, BEST, STEM = "arms.jsonl", "asked.json", "best.yaml", "search"
 
 
 class Line(Record):
@@ -55,13 +58,15 @@ class State:
         asked: all that decides which arm comes when; compared with what the search was begun with.
 
     Raises:
-        UsageError: another search was begun here, or one is at work.
+        UsageError: another search was begun here, one is at work, or somebody else's files have the names of ours.
         DamagedFile: what is here was not written so.
     """
 
     def __init__(self, out: Path, asked: Mapping[str, Json]) -> None:
         self.out = out
         self.lines: list[Line] = []
+        if not _has(out / LINES):
+            check_own(out, ASKED, AskedRecord, [*names_of(STEM), BEST], "a search")
         name = f"--out {out}: {LINES}"
         self._file = GrowingFile(out / LINES, name, "; the same command goes on")
         if not self._file.open():
@@ -116,6 +121,11 @@ class State:
                 raise DamagedFile(path, f"has arm {line.arm} where {len(lines)} is meant")
             lines.append(line)
         return lines
+
+
+def _has(path: Path) -> bool:
+    """Whether a file holds anything."""
+    return path.is_file() and path.stat().st_size > 0
 
 
 def _shown(value: object) -> str:

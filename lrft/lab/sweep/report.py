@@ -6,9 +6,9 @@ from pathlib import Path
 
 from lrft.lab.runs.picture import Axes, can_draw, drawn
 from lrft.lab.runs.report import table_lines, write_files
-from lrft.lab.sweep.sweep import Row, Sweep
+from lrft.lab.sweep.sweep import STEM, Row, Sweep
 
-PLOT = "sweep.png"
+PLOT = f"{STEM}.png"
 
 
 def write_report(record: Sweep, out: Path) -> Path:
@@ -20,11 +20,13 @@ def write_report(record: Sweep, out: Path) -> Path:
     heads, *rows = cells(record)
     lines = [f"# {Path(record['recipe']).stem} by {record['metric']}", "", f"`{record['command']}`", ""]
     lines += [*table_lines(heads, rows), ""]
-    if draw(record, out / PLOT):
-        lines += [f"![{record['metric']}]({PLOT})", ""]
+
+    def page(pictured: bool) -> list[str]:
+        return [*lines, *([f"![{record['metric']}]({PLOT})", ""] if pictured else [])]
+
     heads = [*record["keys"], *NUMBERS]
     numbers = [_written(record, row) for row in record["rows"]]
-    return write_files(out, "sweep", lines, record, [heads, *numbers])
+    return write_files(out, STEM, record, [heads, *numbers], lambda path: draw(record, path), page)
 
 
 NUMBERS = ("score", "loss", "eval_loss", "trainable", "seconds", "run")

@@ -11,14 +11,17 @@ from typing import Literal, TypedDict
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.files.fresh_folder import remove_folder
+from lrft.files.made_records import SweepRecord
 from lrft.lab.models import Models
 from lrft.lab.runs.executor import Executor
 from lrft.lab.runs.judged import Metric
 from lrft.lab.runs.local import Progress, run_all
 from lrft.lab.runs.outcome import result, value
 from lrft.lab.runs.planned import PlannedRun, plan_run
+from lrft.lab.runs.report import check_report
 from lrft.lab.sweep.points import Point, metric_of, points_of
 
+STEM = "sweep"  # of the report's files
 Kept = Literal["adapter", "checkpoints"]
 
 
@@ -79,7 +82,7 @@ def sweep(
     """Train every point; what is finished in the settings' `out` is not run again.
 
     Raises:
-        UsageError: see `points_of`.
+        UsageError: see `points_of`; or somebody else's files have the names of the report.
         LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
     """
     with stop.listening(f"what is finished in {settings.out} is kept; the same command goes on"):
@@ -89,6 +92,7 @@ def sweep(
 def _sweep(
     recipe: str, arguments: Sequence[str], settings: Settings, arms: Path | None, command: str
 ) -> Sweep:
+    check_report(settings.out, STEM, SweepRecord, "a sweep")
     points = points_of(recipe, arguments, arms, settings.metric)
     metric = metric_of(points, settings.metric)
     out, trusted = settings.out, settings.trust_remote_code

@@ -12,6 +12,8 @@ from pathlib import Path
 from lrft.core import stop
 from lrft.core.notes import say
 from lrft.evaluation.progress import EvaluationBar
+from lrft.files.made_records import TableRecord as TableMade
+from lrft.files.own import check_own
 from lrft.files.write import write_file
 from lrft.lab.models import Models
 from lrft.lab.runs.executor import Executor
@@ -69,12 +71,14 @@ def reproduce(
     What is finished in OUT is kept: rows of exact tables, trainings of the others.
 
     Raises:
-        UsageError, RecipeError: a table is not there, or wrong.
+        UsageError, RecipeError: a table is not there, or wrong; or somebody else's files have its names.
         ToleranceError: a number is further from the published one than its tolerance; the files are written.
     """
     options = options or Options()
     entries = choose(names, tier)
     _check(entries, options)
+    for entry in entries:
+        check_own(out, f"{entry.name}.json", TableMade, [f"{entry.name}.md"], "a table")
     executor = place_runs(options.cluster, options.cluster_settings, out, options.jobs)
     models, kept = Models(options.trust_remote_code), Kept(out, options.fresh)
     runners: dict[str, Runner] = {
@@ -179,10 +183,10 @@ def _check(entries: list[Entry], options: Options) -> None:
 
 
 def _write(out: Path, name: str, text: str, values: TableRecord) -> None:
-    """Both files, each whole or not at all.
+    """Both files, each whole or not at all, the record first: by it a later call knows both for a table's.
 
     Raises:
         WriteError: they cannot be written.
     """
-    for file, content in ((f"{name}.md", text), (f"{name}.json", json.dumps(values, indent=1) + "\n")):
+    for file, content in ((f"{name}.json", json.dumps(values, indent=1) + "\n"), (f"{name}.md", text)):
         write_file(out / file, content, f"--out {out}: {file}")

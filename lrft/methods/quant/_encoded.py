@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from lrft.core.frozen import FrozenLinear
 from lrft.registry.config import MethodConfig
+from lrft.registry.errors import NumericalError
 
 
 class Encoded(FrozenLinear):
@@ -19,6 +21,9 @@ class Encoded(FrozenLinear):
         weight: dense weight (out, in); its dtype is the compute dtype.
         bias: (out,) or None.
         config: the format's settings; its defaults when None.
+
+    Raises:
+        NumericalError: the weight has no such form, as its scales are too large for their dtype, or it is not finite.
     """
 
     name: ClassVar[str]
@@ -33,6 +38,26 @@ class Encoded(FrozenLinear):
     ) -> None:
         self.config = self.Config() if config is None else config  # encoding, in the next line, reads it
         super().__init__(weight, bias)
+        self._check_scales(weight)
+
+    def write(self, weight: Tensor) -> None:
+        super().write(weight)
+        self._check_scales(weight)
+
+    def _held_scales(self) -> Iterable[Tensor]:
+        """All scales, in the dtype that they are kept in."""
+        return [one for name in self.scales if (one := getattr(self, name, None)) is not None]
+
+    def _check_scales(self, weight: Tensor) -> None:
+        if all(one.is_meta or bool(one.isfinite().all()) for one in self._held_scales()):
+            return
+        shape, largest = " x ".join(map(str, weight.shape)), float(weight.detach().float().abs().max())
+        why = f"its values go up to {largest:.3g}, and then a scale is too large for its dtype"
+        why = why if math.isfinite(largest) else "it holds what is no finite number"
+        raise NumericalError(
+            f"quantization.method: {self.name} cannot store a weight of {shape}: {why}; write quantization: none, or "
+            "look at the model's weights"
+        )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Encoded:
         """Follow moves between devices. A cast such as `.half()` sets the compute dtype, not the scales'."""

@@ -44,7 +44,7 @@ class HQQ(Encoded):
     class Config(MethodConfig):
         bits: Literal[2, 3, 4, 8] = Field(4, description="bits a weight")
         group_size: int = Field(
-            64, gt=0, description="consecutive weights that share a scale and a zero point"
+            64, gt=0, le=2**20, description="consecutive weights that share a scale and a zero point"
         )
 
     config: Config

@@ -53,7 +53,9 @@ class IntGroups(Encoded, Foreign, Levelled):
 
     class Config(MethodConfig):
         bits: Literal[2, 3, 4, 8] = Field(4, description="bits a weight")
-        group_size: int | None = Field(128, gt=0, description="inputs that share a scale; null: a whole row")
+        group_size: int | None = Field(
+            128, gt=0, le=2**20, description="inputs that share a scale; null: a whole row"
+        )
 
     config: Config
 
@@ -64,7 +66,7 @@ class IntGroups(Encoded, Foreign, Levelled):
     def encode(self, weight: Tensor) -> None:
         if weight.is_meta:  # `unpack` brings the integers
             return
-        size, middle = self.config.group_size or self.in_features, 2 ** (self.config.bits - 1)
+        size, middle = self._size, 2 ** (self.config.bits - 1)
         padded = F.pad(weight.float(), (0, -self.in_features % size)).unflatten(1, (-1, size))
         scale = padded.abs().amax(-1) / max(1, middle - 1)
         steps = torch.where(scale > 0, 1 / scale, 0.0)[..., None]
@@ -76,13 +78,18 @@ class IntGroups(Encoded, Foreign, Levelled):
         count = self.out_features * self.in_features
         codes = unpack(self.codes, self.config.bits, count).view(self.out_features, self.in_features)
         if self.group is None:
-            size = self.config.group_size or self.in_features
+            size = self._size
             zero, scale = (
                 part.repeat_interleave(size, 1)[:, : self.in_features] for part in (self.zero, self.scale)
             )
         else:
             zero, scale = self.zero[:, self.group], self.scale[:, self.group]
         return ((codes.float() - zero.float()) * scale.float()).to(self.compute_dtype)
+
+    @property
+    def _size(self) -> int:
+        """Inputs a group."""
+        return min(self.config.group_size or self.in_features, self.in_features)
 
     @classmethod
     def held_by(cls, said: Mapping[str, Any]) -> dict[str, Json] | None:
@@ -109,13 +116,13 @@ class IntGroups(Encoded, Foreign, Levelled):
         return layer
 
     def search(self, weight: Tensor, cost: Tensor) -> None:
-        size = self.config.group_size or self.in_features
+        size = self._size
         blocks = weight.float().view(self.out_features, -1, size)
         largest = search_scales(blocks, cost.view(-1, size), Levels(self._levels()))
         self.register_buffer("scale", (largest / self._middle).half())
 
     def grid(self) -> tuple[Tensor, Tensor]:
-        size = self.config.group_size or self.in_features
+        size = self._size
         return self.scale.float().repeat_interleave(size, 1) * self._middle, self._levels()
 
     def take(self, codes: Tensor) -> None:
@@ -123,7 +130,7 @@ class IntGroups(Encoded, Foreign, Levelled):
         self._store(Integers(codes.to(torch.uint8), zero, self.scale, None))
 
     def hold(self, given: InGroups) -> bool:
-        groups = self.in_features // (self.config.group_size or self.in_features)
+        groups = self.in_features // self._size
         said = given.scale.half()
         fits = given.scale.shape == (self.out_features, groups) and torch.equal(said.float(), given.scale)
         if not fits or int(given.codes.max()) >= 2**self.config.bits or given.codes.shape[1] % groups:

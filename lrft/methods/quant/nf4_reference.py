@@ -64,7 +64,7 @@ class NF4Reference(Encoded):
         double_quant: bool = Field(
             True, description="scales in 8 bits too: 4.127 bits a weight instead of 4.5"
         )
-        block_size: int = Field(64, gt=0, multiple_of=2, description="weights that share a scale")
+        block_size: int = Field(64, gt=0, le=2**20, multiple_of=2, description="weights that share a scale")
 
     config: Config
 

@@ -51,8 +51,8 @@ class NFBlocks(Encoded):
         second_dtype: Literal["float32", "bfloat16", "float16"] = Field(
             "float32", description="precision of the scales of the scales"
         )
-        block_size: int = Field(64, gt=0, description="weights that share a scale")
-        scales_per_block: int = Field(256, gt=0, description="scales that share a second scale")
+        block_size: int = Field(64, gt=0, le=2**20, description="weights that share a scale")
+        scales_per_block: int = Field(256, gt=0, le=2**20, description="scales that share a second scale")
 
     config: Config
 

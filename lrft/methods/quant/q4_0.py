@@ -94,6 +94,9 @@ class Q40(Encoded, Levelled):
         found: Tensor = F.pad(rows, (0, -self.in_features % BLOCK)).unflatten(1, (-1, BLOCK))
         return found
 
+    def _held_scales(self) -> list[Tensor]:
+        return [self._read()[0]]
+
     def _store(self, scale: Tensor, codes: Tensor) -> None:
         """Scales (out, blocks) in float16, codes (out, blocks, 32)."""
         low, high = codes.to(torch.uint8).split(BLOCK // 2, -1)

@@ -44,7 +44,9 @@ class TorchaoInt8(Encoded):
     scale: Tensor
 
     class Config(MethodConfig):
-        group_size: int | None = Field(None, gt=0, description="inputs that share a scale; null: a whole row")
+        group_size: int | None = Field(
+            None, gt=0, le=2**20, description="inputs that share a scale; null: a whole row"
+        )
 
     config: Config
 

@@ -8,6 +8,7 @@ from lrft.core.reward import Attempt, Reward
 from lrft.registry.axes import REWARDS
 from lrft.registry.config import Field, RewardConfig, model_validator
 from lrft.registry.json import parse_text
+from lrft.registry.pattern_cost import check_pattern
 
 
 @REWARDS.register
@@ -18,7 +19,7 @@ class Format(Reward):
 
     Score: all that was written counts, thoughts included, without white space at both ends. `pattern` is a regular
     expression of Python, in which a dot is any character, that matches the whole text; by default the text has to be
-    one JSON value.
+    one JSON value. One that could take long on a long text is refused (`lrft.registry.pattern_cost`).
     Source: the format reward of DeepSeek-AI, "DeepSeek-R1", 2025, arXiv 2501.12948, which asks for tags.
     """
 
@@ -33,12 +34,7 @@ class Format(Reward):
 
         @model_validator(mode="after")
         def _check_pattern(self) -> Format.Config:
-            try:
-                re.compile(self.pattern or "")
-            except re.error as error:
-                raise ValueError(
-                    f"pattern {self.pattern!r} is no regular expression ({error}); mend it"
-                ) from None
+            check_pattern(self.pattern or "", re.DOTALL)  # it is run on whatever a model writes
             return self
 
     def __call__(self, attempt: Attempt) -> float:

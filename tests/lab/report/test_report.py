@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 import sys
 
 import pytest
@@ -92,6 +94,23 @@ def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path, make, mess
     with pytest.raises(UsageError, match=message) as told:
         report([tmp_path / "folder"], tmp_path / "r.html")
     assert "\n" not in str(told.value) and not (tmp_path / "r.html").exists()
+
+
+def test_a_page_is_written_over_an_older_page_and_over_nothing_else(looked_at, tmp_path):
+    out = tmp_path / "r.html"
+    report([looked_at], out)
+    page = out.read_bytes()
+    out.write_bytes(page.replace(b"<main>", b"<main>an older one"))
+    report([looked_at], out)
+    assert out.read_bytes() == page
+    out.write_text("<!DOCTYPE html>\n<html>mine</html>")
+    (tmp_path / "recipe.yaml").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")
+    for name in ("r.html", "recipe.yaml", "pipe"):
+        with pytest.raises(UsageError, match="is there already and no page of lrft report"):
+            report([looked_at], tmp_path / name)
+    assert out.read_text().endswith("mine</html>") and (tmp_path / "recipe.yaml").read_text() == "mine"
+    assert stat.S_ISFIFO(os.stat(tmp_path / "pipe").st_mode)
 
 
 def test_the_adapter_folder_of_a_run_stands_for_it(looked_at, tmp_path):

@@ -7,6 +7,8 @@ import torch
 
 from lrft.methods.quant._codes import unpack
 from lrft.methods.quant.hqq import HQQ, shrink
+from lrft.registry.axes import QUANTIZERS
+from lrft.registry.errors import NumericalError
 from tests.each import each
 
 # hqq 0.2.8.post1, Quantizer.quantize(nbits, group_size=64, axis=1) on a CPU, of `weight()`: zero points, then codes.
@@ -78,3 +80,24 @@ def test_a_short_last_group_is_fitted_to_its_own_weights():
 def test_the_bits_are_those_of_the_docstring(bits, size):
     layer = stored(weight(64, 256), bits=bits, group_size=size)
     assert layer.stored_bytes * 8 / (64 * 256) == HQQ.bits(layer.config) == bits + 32 / size
+
+
+@each("name", ["hqq", "q4_0", "int_groups", "nf_blocks"])
+def test_a_weight_whose_scales_have_no_number_is_refused(name):
+    """A scale of float16 that is infinite makes weights that are no numbers, of which a loss tells no reason."""
+    cls = QUANTIZERS.get(name)
+    for value, why in ((float("nan"), "no finite number"), (1e30, "too large for its dtype")):
+        if name in ("int_groups", "nf_blocks") and value == 1e30:
+            continue  # whose scales are float32
+        with pytest.raises(NumericalError, match=f"{name} cannot store a weight of 16 x 128: .*{why}"):
+            cls(weight().fill_(value) if value != value else weight() * value)
+    layer = cls(weight())
+    with pytest.raises(NumericalError, match="cannot store"):
+        layer.write(weight().fill_(torch.nan))
+
+
+def test_a_group_far_from_nothing_has_a_zero_point_that_float16_cannot_say():
+    dense = 100 + weight() * 0.1
+    with pytest.raises(NumericalError, match="values go up to 100, and then a scale is too large"):
+        stored(dense)
+    assert stored(dense.div(100)).weight().isfinite().all()

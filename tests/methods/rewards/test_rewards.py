@@ -130,3 +130,36 @@ def test_a_reward_of_a_rank_is_that_of_an_answer_that_is_the_item_alone():
 def test_a_list_to_compare_with_holds_something():
     with pytest.raises(DataError, match="holds no line"):
         reward("listed").check(" \n ", 5)
+
+
+@each(
+    "pattern",
+    [
+        *("(a+)+", "(a|a)*b", "(a*)*b", "(?:a?){30}a{30}", "a?" * 40 + "a" * 40, "(a|a)" * 40 + "c"),
+        *(".*a.*b.*c", r"(.*,)*x", r"(\w+\s?)*!", r"\w+?\wb*[ab]+?x", "(?:" * 150 + ".*" + ")*" * 150),
+        "\U0001f600*\U0001f600*\U0001f600*!",
+    ],
+)
+def test_a_pattern_that_may_not_end_is_refused(pattern):
+    with pytest.raises(ValueError, match="could take very long to match a long text"):
+        reward("format", pattern=pattern)
+
+
+@each(
+    "pattern",
+    [
+        r"<think>.*?</think>\s*<answer>.*?</answer>\s*",
+        r"^<think>(?:(?!</think>).)*</think>\s*<answer>[\s\S]*?</answer>\s*$",
+        r"(?:Step \d+: [^\n]*\n)+Answer: .*",
+        r"(?i)(yes|no|maybe)\.?",
+        r"\d+(?:,\d{3})*(?:\.\d+)?",
+        r".*\\boxed\{[^{}]*\}.*",
+        r"(?=.*a)(?=.*b).{3,}",
+        r"<(\w+)>.*</\1>",
+        "(?:[a-z]+ )*[a-z]+",
+    ],
+)
+def test_a_pattern_that_ends_is_taken_and_does(pattern):
+    form = reward("format", pattern=pattern)
+    for text in ("<think></think>" * 600, "a" * 9000, "Step 1: a\n" * 900 + "x", "yes", "1,000" * 900):
+        assert form(attempt(text)) in (0, 1)

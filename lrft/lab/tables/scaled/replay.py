@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TypedDict
 
 from lrft.lab.compare.comparison import Compared, compare_arms
-from lrft.lab.compare.report import write_report
+from lrft.lab.compare.report import check_place, write_report
 from lrft.lab.compare.settings import Settings
 from lrft.lab.runs.executor import Executor
 from lrft.lab.runs.outcome import held_out_rows, measured, result, share_to_reach
@@ -43,9 +43,11 @@ def run_scaled(
 
     Raises:
         RecipeError: the table or the recipe of an arm is not valid.
+        UsageError: somebody else's files have the names of the report.
         LrftError, Interrupted: see `lrft.lab.runs.local.run_all`.
     """
     table = load_scaled(path)
+    check_place(report or out)
     number = table.seeds if seeds is None else seeds
     chosen = list(range(number)) if isinstance(number, int) else list(number)
     settings = Settings(
