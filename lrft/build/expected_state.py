@@ -20,8 +20,10 @@ from lrft.training.updates import PerLayer
 def expected_state(recipe: Recipe, infos: Sequence[ParamInfo]) -> Expected:
     """The state after one step of the very optimizer that the run has, on tensors without storage.
 
-    Of one that computes its own losses nothing is known beforehand.
+    Of one that computes its own losses, and of a federation's, whose steps are rounds, nothing is known beforehand.
     """
+    if recipe.federate is not None:
+        return Expected({}, {})
     bare = _without_storage(infos)
     optimizer = build_optimizer(recipe, bare)
     if contract_of(optimizer).calls_closure:

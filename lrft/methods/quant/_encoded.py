@@ -23,7 +23,7 @@ class Encoded(FrozenLinear):
         config: the format's settings; its defaults when None.
 
     Raises:
-        NumericalError: the weight has no such form, as its scales are too large for their dtype, or it is not finite.
+        NumericalError: the weight has no such form, as its scales are too large for their dtype.
     """
 
     name: ClassVar[str]
@@ -38,7 +38,9 @@ class Encoded(FrozenLinear):
     ) -> None:
         self.config = self.Config() if config is None else config  # encoding, in the next line, reads it
         super().__init__(weight, bias)
-        self._check_scales(weight)
+        self._check_scales(
+            weight, finite=True
+        )  # one that is not is refused by its name, where the model is read
 
     def write(self, weight: Tensor) -> None:
         super().write(weight)
@@ -48,10 +50,13 @@ class Encoded(FrozenLinear):
         """All scales, in the dtype that they are kept in."""
         return [one for name in self.scales if (one := getattr(self, name, None)) is not None]
 
-    def _check_scales(self, weight: Tensor) -> None:
+    def _check_scales(self, weight: Tensor, finite: bool = False) -> None:
+        """Refuse scales that are no numbers; with `finite` those of a weight of numbers alone."""
         if all(one.is_meta or bool(one.isfinite().all()) for one in self._held_scales()):
             return
         shape, largest = " x ".join(map(str, weight.shape)), float(weight.detach().float().abs().max())
+        if finite and not math.isfinite(largest):
+            return
         why = f"its values go up to {largest:.3g}, and then a scale is too large for its dtype"
         why = why if math.isfinite(largest) else "it holds what is no finite number"
         raise NumericalError(

@@ -86,13 +86,13 @@ def test_the_bits_are_those_of_the_docstring(bits, size):
 def test_a_weight_whose_scales_have_no_number_is_refused(name):
     """A scale of float16 that is infinite makes weights that are no numbers, of which a loss tells no reason."""
     cls = QUANTIZERS.get(name)
-    for value, why in ((float("nan"), "no finite number"), (1e30, "too large for its dtype")):
-        if name in ("int_groups", "nf_blocks") and value == 1e30:
-            continue  # whose scales are float32
-        with pytest.raises(NumericalError, match=f"{name} cannot store a weight of 16 x 128: .*{why}"):
-            cls(weight().fill_(value) if value != value else weight() * value)
+    if name in ("hqq", "q4_0"):  # the scales of the others are float32
+        with pytest.raises(
+            NumericalError, match=f"{name} cannot store a weight of 16 x 128: .*too large for its"
+        ):
+            cls(weight() * 1e30)
     layer = cls(weight())
-    with pytest.raises(NumericalError, match="cannot store"):
+    with pytest.raises(NumericalError, match=f"{name} cannot store a weight of 16 x 128: .*no finite number"):
         layer.write(weight().fill_(torch.nan))
 
 
