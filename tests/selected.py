@@ -105,6 +105,10 @@ STORAGES = ("nf4_reference", "none")
 # What runs on demand for what it takes.
 # File -> start of a test, within its brackets too -> what proves the same in the daily suite.
 ON_DEMAND = {
+    "tests/reliability/test_folders_of_others.py": {
+        "test_a_report_of_an_own_folder_is_written_again_whatever_of_it_is_gone[found": "the sweep's",
+        "test_a_report_of_an_own_folder_is_written_again_whatever_of_it_is_gone[compared": "the sweep's",
+    },
     "tests/data/test_selecting.py": {
         "test_gradients_of_several_checkpoints": "test_features_of_runs_are_their_mean",
     },
