@@ -96,6 +96,7 @@ def test_the_board_page_says_what_was_not_run_and_plots_what_was():
         {"key": "adapter=lora", "kind": "tune", "rate": rate, "seed": 1000, "loss": 1.0, "version": "1"}
         for rate in (1, 2, 4)
     ]
+    lines[1]["peak_memory_bytes"] = 3 * 2**20  # of training alone, and not of answers
     made = {"key": "adapter=lora", "kind": "score", "storage": "nf4", "settings": "smoke", "rate": 4}
     costs = {"trainable": 1000, "peak_memory_bytes": 2**21, "adapter_bytes": 2**12}
     lines += [
@@ -106,7 +107,7 @@ def test_the_board_page_says_what_was_not_run_and_plots_what_was():
     files = board_page.files(lines, ["adapter=lora", "adapter=a", "init=b"], "1")
     page = files["board.md"]
     assert (
-        "| `lora` | nf4\\* | 4! | 0.25, 0.25 | 0.500, 1.500 | 1.50 (0.30 and 0.20 s) | 2 | 1,000 | 4 |"
+        "| `lora` | nf4\\* | 4! | 0.25, 0.25 | 0.500, 1.500 | 1.50 (0.30 and 0.20 s) | 3 | 1,000 | 4 |"
         in page
     )
     assert "| `a` | not run yet |" in page and "| `b` | refused: it cannot |" in page
