@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import TypedDict
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lrft.model.asked import (
     Limits,
@@ -102,9 +102,28 @@ def own_settings(hf: HF) -> Iterator[None]:
     previous = hf.generation_config
     hf.generation_config = GenerationConfig()
     try:
-        yield
+        with _last_states_together(hf):
+            yield
     finally:
         hf.generation_config = previous
+
+
+@contextmanager
+def _last_states_together(hf: HF) -> Iterator[None]:
+    """Give the head states without gaps between them.
+
+    The last states of prompts are a slice of all; of one, torch's product on a CPU copies the weight for every row:
+    1.7 GB and 2.6 s for 32 rows of 576 times 49,152 bfloat16, where 0.02 s do.
+    """
+    head = hf.get_output_embeddings()
+    if not isinstance(head, nn.Module):
+        yield
+        return
+    handle = head.register_forward_pre_hook(lambda _, inputs: tuple(one.contiguous() for one in inputs))
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager

@@ -44,6 +44,17 @@ def test_batch_one_and_batch_eight_generate_what_single_unpadded_prompts_do(
         assert generate(subject, prompts, 8, stop_ids=()) == wanted
 
 
+def test_the_head_is_given_states_without_gaps(make_subject, random_prompts):
+    """Of a slice of those of a prompt the product would copy the head's weight for every row."""
+    subject, seen = make_subject("llama", batch_tokens=8 * 48), []
+    head = subject.hf.get_output_embeddings()
+    forward = head.forward
+    head.forward = lambda states: seen.append((states.shape[0], states.is_contiguous())) or forward(states)
+    generate(subject, random_prompts(LENGTHS), 4, stop_ids=())
+    assert max(rows for rows, _ in seen) == len(LENGTHS) and all(whole for _, whole in seen)
+    assert not head._forward_pre_hooks
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_stop_token_ends_its_row_alone_and_is_cut_off(make_subject, random_prompts, family):
     prompts = random_prompts(LENGTHS)
