@@ -86,7 +86,8 @@ def generate(
         )
     hf = subject.hf
     batching = batching_of(subject)
-    config = greedy_settings(max_new_tokens, batching != "uncached", stops, subject.pad_id)
+    most = max_new_tokens if subject.most_new is None else min(max_new_tokens, subject.most_new)
+    config = greedy_settings(most, batching != "uncached", stops, subject.pad_id)
     if has_static_cache(subject, batching):
         config.update(**STATIC)
     size = 1 if batching in ("single", "uncached") else subject.batch_tokens

@@ -100,6 +100,7 @@ class Subject:
         progress: told how far a task is.
         team: the processes that score it together, each its share of the batches.
         data_seed: of the rows that `take` draws from a task's own source.
+        most_new: tokens of an answer at most, whatever a task asks for: what is only tried needs few.
     """
 
     model: CausalLM
@@ -113,6 +114,7 @@ class Subject:
     progress: Progress | None = None
     team: Team = ALONE
     data_seed: int = 0
+    most_new: int | None = None
 
     @property
     def hf(self) -> HF:

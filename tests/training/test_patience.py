@@ -13,6 +13,7 @@ import torch
 
 from lrft.api.asking.evaluate import evaluate
 from lrft.api.training.train import train
+from lrft.evaluation import generate as generating
 from lrft.recipe.inside_sections import Extension
 from lrft.recipe.load import load_recipe
 from lrft.recipe.resolved import recipe_hash
@@ -262,6 +263,17 @@ def test_a_task_that_cannot_be_scored_is_refused_before_the_first_step(tiny_reci
     without = ["~train.eval_every", "train.max_steps=2", "~data.eval"]
     with pytest.raises(RecipeError, match=r"^data.eval: no held-out rows for loss.*" + left_out):
         train(load_recipe(tiny_recipe(tmp_path), without), tmp_path / "none")
+
+
+def test_what_is_tried_before_the_first_step_takes_few_tokens(tiny_recipe, tmp_path, monkeypatch):
+    asked = []
+    settings = generating.greedy_settings
+    monkeypatch.setattr(
+        generating, "greedy_settings", lambda most, *rest: asked.append(most) or settings(most, *rest)
+    )
+    task = "eval.tasks=[{method: exact_match, max_new_tokens: 20}]"
+    train(load_recipe(tiny_recipe(tmp_path), ["train.max_steps=2", "eval.limit=2", task]), tmp_path / "run")
+    assert asked[0] == 8 and set(asked[1:]) == {20}
 
 
 def test_a_first_row_with_nothing_to_score_is_left_out(tiny_recipe, tmp_path):
