@@ -21,6 +21,7 @@ import torch
 from bench_rows import Work
 from bench_settings import LR, Settings
 from lrft.build.adapt import adapt
+from lrft.build.native import kernels_of
 from lrft.core.params import count
 from lrft.core.run import Run
 from lrft.data.steps import StepBatches
@@ -70,13 +71,16 @@ def lrft_side(settings: Settings) -> Side:
         RecipeError: the settings do not go together.
     """
     recipe = settings.recipe()
-    model = adapt(recipe, device=settings.device).model
-    model.train()
+    adaptation = adapt(recipe, device=settings.device)
+    model = adaptation.model.train()
     infos = parameter_infos(model)
     optimizer = OPTIMIZERS.get("adamw").build(infos, recipe.optimizer)
     rate = schedule.build(optimizer, recipe.schedule, 1000)  # at its first step for good
-    compiled = not settings.eager and not can_compile(cache_root().parent / "compiled")
-    run = Run(model, infos, optimizer, rate, 1000, compiled=compiled)
+    compiled = (
+        settings.device != "cpu" and not settings.eager and not can_compile(cache_root().parent / "compiled")
+    )
+    kernels = None if settings.eager else kernels_of(adaptation)
+    run = Run(model, infos, optimizer, rate, 1000, compiled=compiled, kernels=kernels)
     objective = OBJECTIVES.get("cross_entropy")(recipe.objective)
 
     def step(work: Work) -> float:

@@ -11,6 +11,7 @@ from lrft.build.adapt import Adaptation
 from lrft.build.aggregating import aggregator_of, hiding, split_of
 from lrft.build.compiling import worth_compiling
 from lrft.build.hardest import hardest, kept_of
+from lrft.build.native import kernels_of
 from lrft.build.optimizing import build_optimizer
 from lrft.build.privacy import privacy_of, secret_of
 from lrft.build.steps import train_data
@@ -100,6 +101,7 @@ class Clients:
         for client in range(len(shares)) if recipe.privacy is not None else ():
             self.privacy(client)
         self.compiled = worth_compiling(recipe, adaptation, self.asked.rounds * sum(lengths))
+        self.kernels = kernels_of(adaptation)
 
     def steps(self, client: int) -> int:
         """Optimizer steps of a client in a round."""
@@ -193,6 +195,7 @@ class Clients:
             recipe=recipe,
             team=self.adaptation.team,
             compiled=self.compiled,
+            kernels=self.kernels,
         )
         run.step = turn.round * length
         run.privacy = None if recipe.privacy is None else self.privacy(turn.client)

@@ -20,6 +20,10 @@ def worth_compiling(recipe: Recipe, adaptation: Adaptation, steps: int) -> bool:
     settings = recipe.train
     rows = settings.batch_size * settings.gradient_accumulation
     tokens = steps * rows * settings.max_length
+    if (
+        adaptation.model.device.type == "cpu"
+    ):  # which has kernels that are built in seconds (`lrft.build.native`)
+        return False
     if recipe.model.compile or tokens * adaptation.matrices.total < WORTH:
         return False
     if reason := can_compile(cache_root().parent / "compiled"):

@@ -14,6 +14,7 @@ from lrft.build.began import identified
 from lrft.build.callbacks import callbacks_of as callbacks_of
 from lrft.build.compiling import worth_compiling
 from lrft.build.in_turn import tasks_of
+from lrft.build.native import kernels_of
 from lrft.build.optimizing import build_optimizer
 from lrft.build.privacy import check_private, privacy_of
 from lrft.build.rollouts import make_rollouts
@@ -108,6 +109,7 @@ def assemble(
         recipe=recipe,
         team=adaptation.team,
         compiled=worth_compiling(recipe, adaptation, ends[0]),
+        kernels=kernels_of(adaptation),
         earlier_ends=tuple(ends[:-1]),
         tasks=tasks_of(data),
         where="row {}".format if text.rows is None else text.rows.where,

@@ -23,6 +23,7 @@ from lrft.core.settling import Settling
 from lrft.core.team import ALONE, Accelerator, Team
 from lrft.ops.draws import seed_generators
 from lrft.ops.loss import Head
+from lrft.ops.native import Kernels
 
 
 class LanguageModel(Protocol):
@@ -72,6 +73,7 @@ class Run:
         micro_batches: that step's batches, likewise.
         where: names such a row, `file:line` where files have lines.
         compiled: whether what is elementwise is compiled in the loss and its gradients.
+        kernels: of this machine, for the loss and its gradients; None where there are none, or no use for them.
         closure: the mean loss of the step that begins, with gradients where they are on, for callbacks that try
             something on its rows; draws are those of the step itself. None before the first step.
     """
@@ -93,6 +95,7 @@ class Run:
     privacy: Privacy | None = field(default=None, kw_only=True)
     scaler: torch.amp.GradScaler | None = field(default=None, kw_only=True)
     compiled: bool = field(default=False, kw_only=True)
+    kernels: Kernels | None = field(default=None, kw_only=True)
     earlier_ends: tuple[int, ...] = field(default=(), kw_only=True)
     tasks: dict[str, int] = field(default_factory=dict, kw_only=True)
     where: Callable[[int], str] = field(default="row {}".format, kw_only=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from lrft.ops import attention_blocks as blocks
 from lrft.ops.attention_blocks import LONG, Rule
 from lrft.ops.linalg import Context as Kept
+from lrft.ops.native_attention import native_attend
 from lrft.ops.products import working
 
 Documents = tuple[tuple[int, int, int], ...]
@@ -31,6 +32,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, documents: Documents, rule
     Returns:
         (B, L, H, D_v).
     """
+    if (whole := native_attend(query, key, value, documents, rule)) is not None:
+        return whole
     plain = rule.softcap is None and rule.dropout == 0
     short = () if plain else tuple(d for d in documents if d[2] - d[1] <= LONG)
     if short and len(short) == len(documents):

@@ -86,7 +86,7 @@ class _BranchMatmul(torch.autograd.Function):
         results: list[Tensor] = []
         held: list[Tensor] = []
         for one, (magnitude, _), (_, up), part in zip(terms, owns, pairs, parts, strict=True):
-            y, u, gains = _product(one, magnitude, up, part, rows, weight, x.dtype)
+            y, u, gains = _product(one, magnitude, up, part, rows, weight, x.dtype, dropped)
             results.append(in_shape_of(y.to(x.dtype), x))
             ctx.from_y.append(u is None)
             if gains:
@@ -151,6 +151,7 @@ def _product(
     rows: tuple[Tensor, Tensor, float | None],
     weight: Tensor | None,
     half: torch.dtype,
+    dropped: Dropped | None,
 ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
     """Y of one map, what of it the gain's gradient needs, and the gain with its divisor, where there are."""
     wide, kept, factor = rows
@@ -164,7 +165,8 @@ def _product(
         divisors = [] if one.gain.norms is None else [one.gain.norms(decoded, matrix[0])]
         gain = magnitude / divisors[0] if divisors else magnitude
         held = [gain, *divisors]
-    y, u = frozen_part(wide, kept, matrix, one.base.bias, factor, gain, half)
+    zeros = None if dropped is None else dropped.zeros
+    y, u = frozen_part(wide, kept, matrix, one.base.bias, factor, gain, half, zeros)
     return y.addmm_(part, gained(up, gain).mT, alpha=scale), u, held
 
 

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from lrft.ops.dropout import clear
+from lrft.ops.dropped_products import Packed, kernels_of
 from lrft.ops.formed import FrozenMap
 from lrft.ops.gains import scale_columns
+from lrft.ops.native import Kernels
 from lrft.ops.products import multiplied, times, widen
 
 
@@ -21,11 +23,13 @@ def frozen_part(
     factor: float | None,
     gain: Tensor | None,
     half: torch.dtype,
+    zeros: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """What y is before its term is added, and what of it the gradient of the gain needs.
 
     Args:
         wide: all of x (tokens, in); `kept` what dropout left of it, the same tensor where `factor` is None.
+        zeros: what dropout took of it (`lrft.ops.dropout.Dropped.zeros`).
         matrix: W (out, in), and whether it is a copy that may be written to.
     """
     weight = matrix[0]
@@ -37,6 +41,10 @@ def frozen_part(
         u = multiplied(wide, weight.mT, half, "u")
         y = scale_columns(u, gain) if u.dtype == half else times(u, gain, half, "y")
         return (y, None) if bias is None else (y.add_(bias), u)
+    if zeros is not None and (kernels := kernels_of(wide, zeros)) is not None:
+        y, by = multiplied(wide, weight.mT, half, "y"), _less_one(gain, factor, torch.float32)
+        bias = None if bias is None else bias.float()
+        return y, Packed(kernels, weight).kept_product(wide, zeros, y, half, by, bias)
     u = multiplied(kept, weight.mT, half, "u")
     return multiplied(wide, weight.mT, half, "y", bias).addcmul_(u, _less_one(gain, factor, u.dtype)), u
 
@@ -74,6 +82,8 @@ def dropped_gradient(
     half: torch.dtype,
 ) -> Tensor:
     """Dx (tokens, in) from that of the terms, p down, which is overwritten."""
+    if (kernels := kernels_of(term, zeros)) is not None:
+        return _patched_gradient(kernels, bases, gains, dys, term, zeros, factor, half)
     only = len(bases) == 1
     for base, gain, dy in zip(bases, gains, dys, strict=True):
         if base is not None and gain is not None:
@@ -86,6 +96,34 @@ def dropped_gradient(
         if base is not None:
             term.addmm_(dy, widened(base.weight(), dy.dtype)[0])
     return term
+
+
+def _patched_gradient(
+    kernels: Kernels,
+    bases: Sequence[FrozenMap | None],
+    gains: Sequence[Tensor | None],
+    dys: Sequence[Tensor],
+    dx: Tensor,
+    zeros: Tensor,
+    factor: float,
+    half: torch.dtype,
+) -> Tensor:
+    """As `dropped_gradient`: that of nothing dropped, whose entries where something was are then set to theirs."""
+    found = dx.new_zeros(len(zeros))
+    for base, gain, dy in zip(bases, gains, dys, strict=True):
+        if base is None:
+            continue
+        weight, fresh = widened(base.weight(), dy.dtype)
+        Packed(kernels, weight).add_dots(dy, zeros, found)
+        if gain is not None:
+            both = _less_one(gain, factor, dy.dtype).add_(1)
+            if _in_weight(dy, dx.shape[1]):
+                weight = _scaled_rows(weight, fresh, both)
+            else:
+                dy = times(dy, both, half, "scaled")
+        dx.addmm_(dy, weight)
+    dx.view(-1).index_copy_(0, zeros, found)
+    return dx
 
 
 def widened(weight: Tensor, work: torch.dtype) -> tuple[Tensor, bool]:

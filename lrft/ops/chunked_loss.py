@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrft.ops.frozen_head import FrozenHead, rows_gradient
 from lrft.ops.linalg import Context
+from lrft.ops.native import Kernels, kernels_for
 from lrft.ops.products import working
 
 
@@ -111,6 +112,12 @@ def _losses(
         scores = logits if wide else full[: part.shape[0]].copy_(logits)
         if scale != 1.0:
             scores.mul_(scale)
+        if not smoothing and not z and (kernels := kernels_for(scores)) is not None:
+            yield _at_once(kernels, scores, wanted)
+            head.pull(
+                scores if wide else logits.copy_(scores), scores, start, gradient[start : start + chunk]
+            )
+            continue
         top, chosen = scores.amax(-1, keepdim=True), scores.gather(1, wanted)
         if smoothing:
             chosen.lerp_(scores.mean(-1, keepdim=True), smoothing)
@@ -126,3 +133,10 @@ def _losses(
         head.pull(scores if wide else logits.copy_(scores), scores, start, gradient[start : start + chunk])
     if scale != 1.0:
         gradient *= scale
+
+
+def _at_once(kernels: Kernels, scores: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy (rows, 1) of scores (rows, size), which become softmax less one at the targets (rows, 1)."""
+    losses = torch.empty_like(targets, dtype=torch.float32)
+    kernels("cross_entropy", scores, targets.contiguous(), losses, *scores.shape)
+    return losses

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lrft.ops.compiled import fusible
 from lrft.ops.linalg import Context
 from lrft.ops.made import note_on
+from lrft.ops.native import halves, kernels_for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
@@ -86,8 +87,74 @@ class _Rotated(torch.autograd.Function):
         return _rotate_back(grads[0], *ctx.saved_tensors), None, None
 
 
-@fusible
 def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tuple[Tensor, Tensor]:
+    if (kernels := kernels_for(x)) is None:
+        return _normalize_plainly(x, weight, eps, scale_first)
+    x, r = x.contiguous(), torch.empty(*x.shape[:-1], 1)
+    y = torch.empty_like(x)
+    kernels("normalize", x, weight.float(), y, r, halves(x), float(eps), *_rows(x))
+    return y, r
+
+
+def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_first: bool) -> Tensor:
+    if (kernels := kernels_for(dy, x)) is None:
+        return _normalize_back_plainly(dy, x, r, weight, scale_first)
+    x = x.contiguous()
+    dx = torch.empty_like(x)
+    kernels("normalize_back", dy.contiguous(), x, r, weight.float(), dx, halves(x), *_rows(x))
+    return dx
+
+
+def gate_up(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, without a graph."""
+    if (kernels := kernels_for(gate, up)) is None:
+        return _gate_up(gate, up)
+    h = torch.empty(gate.shape, dtype=gate.dtype)
+    kernels("gate", gate.contiguous(), up.contiguous(), h, halves(h), h.numel())
+    return h
+
+
+def _gate_back(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    if (kernels := kernels_for(dh, gate, up)) is None:
+        return _gate_back_plainly(dh, gate, up)
+    dgate, dup = (torch.empty(gate.shape, dtype=gate.dtype) for _ in range(2))
+    given = dh.contiguous(), gate.contiguous(), up.contiguous(), dgate, dup
+    kernels("gate_back", *given, halves(dh), dh.numel())
+    return dgate, dup
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = _turn(x, cos, sin, back=False)
+    return _rotate_plainly(x, cos, sin) if turned is None else turned
+
+
+def _rotate_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    turned = _turn(dy, cos, sin, back=True)
+    return _rotate_back_plainly(dy, cos, sin) if turned is None else turned
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor | None:
+    """The rotation or its transpose by the kernels; None where they do not apply."""
+    shaped = x.dim() == 4 and cos.shape == sin.shape == (cos.shape[0], 1, *x.shape[2:])
+    kernels = kernels_for(x, cos, sin)
+    if kernels is None or not shaped or cos.shape[0] not in (1, x.shape[0]) or x.shape[-1] % 2:
+        return None
+    y = torch.empty_like(x)
+    if y.stride() != x.stride() or x.stride(-1) != 1:
+        x = x.contiguous()
+        y = torch.empty_like(x)
+    cos, sin = cos.contiguous(), sin.contiguous()
+    row = 0 if cos.shape[0] == 1 else cos.stride(0)
+    kernels("rotate", x, cos, sin, y, halves(x), int(back), *x.shape, *x.stride()[:3], row, cos.stride(2))
+    return y
+
+
+def _rows(x: Tensor) -> tuple[int, int]:
+    return x.shape[:-1].numel(), x.shape[-1]
+
+
+@fusible
+def _normalize_plainly(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tuple[Tensor, Tensor]:
     wide = x.float()
     r = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
     if scale_first:
@@ -96,7 +163,7 @@ def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tupl
 
 
 @fusible
-def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_first: bool) -> Tensor:
+def _normalize_back_plainly(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_first: bool) -> Tensor:
     """With n = x r and g = dy weight: dx = r (g - n mean(g n))."""
     g = dy.float() * weight if scale_first else (dy * weight).float()
     n = x.float() * r
@@ -113,25 +180,24 @@ def _weight_back(dy: Tensor, x: Tensor, r: Tensor, scale_first: bool) -> Tensor:
 
 
 @fusible
-def gate_up(gate: Tensor, up: Tensor) -> Tensor:
-    """silu(gate) * up, without a graph."""
+def _gate_up(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate).mul_(up)
 
 
 @fusible
-def _gate_back(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+def _gate_back_plainly(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     return torch.ops.aten.silu_backward(dh * up, gate), F.silu(gate).mul_(dh)
 
 
 @fusible
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate_plainly(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = x.shape[-1] // 2
     turned = torch.cat((-x[..., half:], x[..., :half]), dim=-1)
     return (x * cos) + (turned * sin)
 
 
 @fusible
-def _rotate_back(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _rotate_back_plainly(dy: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     half = dy.shape[-1] // 2
     turned = dy * sin
     back = torch.cat((turned[..., half:], -turned[..., :half]), dim=-1)

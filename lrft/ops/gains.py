@@ -7,6 +7,7 @@ from torch import Tensor
 
 from lrft.ops.compiled import fusible
 from lrft.ops.linalg import Context
+from lrft.ops.native import halves, kernels_for
 
 
 def scaled(x: Tensor, gains: Tensor, shift: Tensor | None = None) -> Tensor:
@@ -30,9 +31,17 @@ def scale_columns(u: Tensor, gain: Tensor) -> Tensor:
     return y if high.dtype == gain.dtype else y.addcmul_(u, (gain - high).to(u.dtype))
 
 
-@fusible
 def column_dots(a: Tensor, b: Tensor) -> Tensor:
     """Sum over the tokens of a * b, two (tokens, out) -> (out,) float32."""
+    if (kernels := kernels_for(a, b)) is None:
+        return _column_dots(a, b)
+    sums = torch.empty(a.shape[1])
+    kernels("column_dots", a.contiguous(), b.contiguous(), sums, halves(a), *a.shape)
+    return sums
+
+
+@fusible
+def _column_dots(a: Tensor, b: Tensor) -> Tensor:
     return (a * b).sum(0, dtype=torch.float32)
 
 

@@ -28,6 +28,7 @@ from lrft.core.privacy import Privacy
 from lrft.core.run import Run
 from lrft.ops.compiled import compiling
 from lrft.ops.draws import seed_generators
+from lrft.ops.native import using
 from lrft.training.step import StepBatches
 
 
@@ -137,6 +138,7 @@ def _of_row(
     with (
         computing(row, seed, counts=True, done=run.step / run.planned_steps),
         compiling(run.compiled),
+        using(run.kernels),
     ):
         divisor = objective.divisor(_Row(len(row.targets)))
         loss = objective(run.model, row.to(run.device), run) / divisor

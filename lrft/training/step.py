@@ -19,6 +19,7 @@ from lrft.core.objective import Objective
 from lrft.core.optimizer import Optimizer, contract_of, rejoin
 from lrft.core.run import Run
 from lrft.ops.compiled import FAILURES, compiling
+from lrft.ops.native import using
 from lrft.training.gradient_sum import GradientSum
 
 
@@ -101,6 +102,7 @@ def _drawn(run: Run, micro_batch: Batch, place: int, counts: bool) -> Iterator[N
     with (
         computing(micro_batch, run.seed_of_draws(place), counts=counts, done=done),
         compiling(run.compiled),
+        using(run.kernels),
     ):
         yield
 

@@ -13,6 +13,7 @@ from lrft.core.adapter import Branch, Formed, LowRank, PeftForm
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.ops.compiled import fusible
+from lrft.ops.native import kernels_for
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -157,9 +158,17 @@ def uniform(first: int, count: int, seed: int, device: torch.device | str = "cpu
     return _hashed(count, _signed(place), _signed(key), torch.device(device))
 
 
-@fusible
 def _hashed(count: int, place: int, key: int, device: torch.device) -> Tensor:
     """The hash of the `count` places from `place` on."""
+    numbers = torch.empty(count, device=device)
+    if (kernels := kernels_for(numbers)) is None:
+        return _hashed_plainly(count, place, key, device)
+    kernels("hashed", numbers, count, place, key)
+    return numbers
+
+
+@fusible
+def _hashed_plainly(count: int, place: int, key: int, device: torch.device) -> Tensor:
     z = torch.arange(count, dtype=torch.int32, device=device).add_(place)
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
         z ^= (z >> shift).bitwise_and_(2 ** (32 - shift) - 1)  # a logical shift

@@ -1,0 +1,91 @@
+"""Causal attention within documents by the kernels of this machine, which keep no probabilities."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from lrft.ops.attention_blocks import Rule
+from lrft.ops.linalg import Context
+from lrft.ops.native import Kernels, halves, kernels_for
+from lrft.ops.products import working
+
+Documents = tuple[tuple[int, int, int], ...]
+LANES = 16  # a head's dimension is a multiple of
+
+
+def native_attend(
+    query: Tensor, key: Tensor, value: Tensor, documents: Documents, rule: Rule
+) -> Tensor | None:
+    """As `lrft.ops.attention.attend`; None where the kernels do not compute it.
+
+    They take heads of keys and values of one dimension, a multiple of 16, and neither a soft cap nor dropout nor sinks.
+    Where bfloat16 is multiplied faster than float32, they are the slower way.
+    """
+    plain = rule.softcap is None and rule.dropout == 0 and rule.sinks is None
+    shaped = query.shape[-1] == value.shape[-1] and query.shape[-1] % LANES == 0 and query.numel() > 0
+    if not plain or not shaped or not documents or working(query) != torch.float32:
+        return None
+    with torch.no_grad():
+        kernels = kernels_for(query, key, value)
+    if kernels is None:
+        return None
+    out: Tensor = _Attention.apply(query, key, value, documents, rule, kernels)  # type: ignore[no-untyped-call]
+    return out
+
+
+class _Kept(Context):
+    kernels: Kernels
+    rule: Rule
+
+
+class _Attention(torch.autograd.Function):
+    """Saves queries, keys, values, what was attended to, and a logarithm for every query and head."""
+
+    @staticmethod
+    def forward(
+        ctx: _Kept,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        documents: Documents,
+        rule: Rule,
+        kernels: Kernels,
+    ) -> Tensor:
+        query, key, value = (_together(x) for x in (query, key, value))
+        B, H, L, D = query.shape
+        out, logs = query.new_zeros(B, L, H, D), torch.empty(B, H, L)
+        of = torch.tensor(documents)
+        given = _given(query, key, value, out, len(documents), rule.window)
+        kernels("attend", given, of, query, key, value, out, logs, halves(query), float(rule.scale))
+        ctx.kernels, ctx.rule = kernels, rule
+        ctx.save_for_backward(query, key, value, out, logs, given, of)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, out, logs, given, of = ctx.saved_tensors
+        (B, _, L, D), K = query.shape, key.shape[1]
+        pulled = [torch.zeros_like(x) for x in (query, key, value)]
+        sums = torch.zeros(torch.get_num_threads(), 2, B, K, L, D)
+        ctx.kernels(
+            "attend_back",
+            *(given, of, query, key, value, out, logs, grads[0].contiguous(), *pulled, sums),
+            *(halves(query), float(ctx.rule.scale)),
+        )
+        return *pulled, None, None, None
+
+
+def _together(x: Tensor) -> Tensor:
+    """With the numbers of a head side by side, and no number twice."""
+    dense = x.stride(-1) == 1 and torch.empty_like(x).stride() == x.stride()
+    return x if dense else x.contiguous()
+
+
+def _given(query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: int, window: int) -> Tensor:
+    """What kernels/attention.cpp reads as `Given`."""
+    (B, H, L, D), K = query.shape, key.shape[1]
+    strides = [x.stride()[:3] for x in (query, key, value, out.transpose(1, 2))]
+    return torch.tensor([B, H, K, L, D, window, documents, *(step for three in strides for step in three)])
