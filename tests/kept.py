@@ -7,8 +7,14 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from unittest.mock import patch
 
+import pytest
 import torch
+
+from lrft.build.native import native_kernels
+from lrft.model.gguf import cache_root
+from lrft.ops.native import Kernels, using
 
 
 @dataclass(eq=False)
@@ -44,3 +50,17 @@ def keeping() -> Iterator[dict[int, int]]:
         yield held
     for end in ends:
         end.detach()
+
+
+@contextmanager
+def computing(with_kernels: bool) -> Iterator[None]:
+    """As a run computes, and a plan expects it to, with the kernels of this machine or without."""
+    if not with_kernels:
+        with patch("lrft.build.trial.has_compiler", lambda: False):
+            yield
+        return
+    found = native_kernels(cache_root().parent / "compiled")
+    if not isinstance(found, Kernels):
+        pytest.skip(f"no kernels on this machine: {found}")
+    with using(found), patch("lrft.build.trial.has_compiler", lambda: True):
+        yield

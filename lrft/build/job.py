@@ -24,6 +24,7 @@ from lrft.build.taught import objective_of
 from lrft.build.text import Text
 from lrft.core.objective import Objective
 from lrft.core.optimizer import contract_of
+from lrft.core.params import ParamInfo
 from lrft.core.run import Run
 from lrft.core.stages import ranks_of
 from lrft.data.steps import StepBatches
@@ -94,8 +95,7 @@ def assemble(
     ends = schedule.ends_of(data.total_steps(settings.max_steps, settings.epochs), settings.extended)
     check_length(recipe, ends[0], ranks_of(adaptation.plan))
     infos = parameter_infos(model)
-    optimizer = build_optimizer(recipe, infos, away)
-    _let_noise_in(recipe, model, optimizer)
+    optimizer = _optimizer(recipe, model, infos, away)
     run = Run(
         model,
         infos,
@@ -134,12 +134,15 @@ def _check_processes(recipe: Recipe, processes: int) -> None:
         raise RecipeError("gradients freed at once cannot be summed over processes", "optimizer.per_layer")
 
 
-def _let_noise_in(recipe: Recipe, model: CausalLM, optimizer: Optimizer) -> None:
+def _optimizer(recipe: Recipe, model: CausalLM, infos: list[ParamInfo], away: Offloading | None) -> Optimizer:
+    """The recipe's, once the model draws the noise that was asked for."""
+    optimizer = build_optimizer(recipe, infos, away)
     if recipe.train.neftune is None:
-        return
+        return optimizer
     if contract_of(optimizer).calls_closure:
         message = (
             f"{recipe.optimizer.method} compares losses without any noise, so there would be none; remove it"
         )
         raise RecipeError(message, "train.neftune")
     add_noise(model, recipe.train.neftune)
+    return optimizer

@@ -52,16 +52,34 @@ def native_kernels(cache: Path) -> Kernels | str:
         key = _key(compiler)
         libraries = [cache / f"{source.stem}-{key}.so" for source in sources]
         missing = [pair for pair in zip(sources, libraries, strict=True) if not _ours(pair[1])]
-        with ThreadPoolExecutor() as pool:  # each a process of its own
-            list(pool.map(lambda pair: _build(compiler, *pair), missing))
-        return Kernels(libraries)
-    except (OSError, LrftError) as error:
+        _build(compiler, missing)
+        try:
+            return Kernels(libraries)
+        except OSError:  # damaged on the disk
+            _build(compiler, list(zip(sources, libraries, strict=True)))
+            return Kernels(libraries)
+    except (OSError, ValueError, LrftError) as error:  # a ValueError of what CXX says
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _build(compiler: Sequence[str], source: Path, library: Path) -> None:
-    with fresh_file(library) as scratch:
-        _run([*compiler, *FLAGS, str(source), "-o", str(scratch)])
+def has_compiler() -> bool:
+    """Whether the kernels can be expected here."""
+    try:
+        return shutil.which(_compiler()[0]) is not None
+    except (OSError, ValueError):
+        return False
+
+
+def _build(compiler: Sequence[str], wanted: Sequence[tuple[Path, Path]]) -> None:
+    """Compile sources to libraries, each by a process of its own."""
+
+    def build(source: Path, library: Path) -> None:
+        with fresh_file(library) as scratch:
+            _run([*compiler, *FLAGS, str(source), "-o", str(scratch)])
+
+    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+        for done in [pool.submit(build, *pair) for pair in wanted]:
+            done.result()
 
 
 def _compiler() -> list[str]:
@@ -94,7 +112,7 @@ def _ours(built: Path) -> bool:
     """Whether a library is there, and nobody else could have written it: what is loaded runs."""
     try:
         found = os.lstat(built)
-    except OSError:
+    except (OSError, ValueError):
         return False
     owned = not hasattr(os, "getuid") or found.st_uid == os.getuid()
     return stat.S_ISREG(found.st_mode) and owned and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)

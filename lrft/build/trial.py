@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from lrft.build.held import Held
+from lrft.build.native import has_compiler
 from lrft.core.adapted import Adapted
 from lrft.core.block import AdaptedBlock
 from lrft.core.features import passing
@@ -25,6 +26,7 @@ from lrft.data.steps import Shape
 from lrft.model.experts import group
 from lrft.ops.dropout import meta_as
 from lrft.ops.loss import CHUNK, Head, linear_cross_entropy
+from lrft.ops.native import Shapes, using
 
 if TYPE_CHECKING:
     from lrft.model.skeleton import Skeleton
@@ -209,7 +211,8 @@ def _try(
     device: str,
     after: Callable[[], None] = lambda: None,
 ) -> Cost:
-    with meta_as(device), Held() as held, nullcontext() if trains else torch.no_grad():
+    kernels = Shapes() if trains and device == "cpu" and has_compiler() else None
+    with meta_as(device), using(kernels), Held() as held, nullcontext() if trains else torch.no_grad():
         y = forward()
         after()
         output = y.numel() * y.element_size()

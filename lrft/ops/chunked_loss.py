@@ -138,5 +138,5 @@ def _losses(
 def _at_once(kernels: Kernels, scores: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy (rows, 1) of scores (rows, size), which become softmax less one at the targets (rows, 1)."""
     losses = torch.empty_like(targets, dtype=torch.float32)
-    kernels("cross_entropy", scores, targets.contiguous(), losses, *scores.shape)
+    kernels("softmax_loss", scores, targets.contiguous(), losses, *scores.shape)
     return losses

@@ -38,7 +38,7 @@ class Packed:
             zeros: what was dropped of it, flat positions in ascending order.
             by, bias: (out,) float32.
         """
-        u = torch.empty(y.shape, dtype=torch.bfloat16 if half == torch.bfloat16 else torch.float32)
+        u = torch.empty_like(y, dtype=torch.bfloat16 if half == torch.bfloat16 else torch.float32)
         self.kernels(
             "dropped_product",
             *(x, zeros, len(zeros), self.numbers, y, u, halves(u), by, bias),

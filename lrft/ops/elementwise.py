@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lrft.ops.compiled import fusible
 from lrft.ops.linalg import Context
 from lrft.ops.made import note_on
-from lrft.ops.native import halves, kernels_for
+from lrft.ops.native import halves, in_rows, kernels_for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
@@ -90,7 +90,7 @@ class _Rotated(torch.autograd.Function):
 def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tuple[Tensor, Tensor]:
     if (kernels := kernels_for(x)) is None:
         return _normalize_plainly(x, weight, eps, scale_first)
-    x, r = x.contiguous(), torch.empty(*x.shape[:-1], 1)
+    x, r = x.contiguous(), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     y = torch.empty_like(x)
     kernels("normalize", x, weight.float(), y, r, halves(x), float(eps), *_rows(x))
     return y, r
@@ -109,7 +109,7 @@ def gate_up(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, without a graph."""
     if (kernels := kernels_for(gate, up)) is None:
         return _gate_up(gate, up)
-    h = torch.empty(gate.shape, dtype=gate.dtype)
+    h = gate.new_empty(gate.shape)
     kernels("gate", gate.contiguous(), up.contiguous(), h, halves(h), h.numel())
     return h
 
@@ -117,7 +117,7 @@ def gate_up(gate: Tensor, up: Tensor) -> Tensor:
 def _gate_back(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     if (kernels := kernels_for(dh, gate, up)) is None:
         return _gate_back_plainly(dh, gate, up)
-    dgate, dup = (torch.empty(gate.shape, dtype=gate.dtype) for _ in range(2))
+    dgate, dup = (gate.new_empty(gate.shape) for _ in range(2))
     given = dh.contiguous(), gate.contiguous(), up.contiguous(), dgate, dup
     kernels("gate_back", *given, halves(dh), dh.numel())
     return dgate, dup
@@ -139,10 +139,8 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor | None:
     kernels = kernels_for(x, cos, sin)
     if kernels is None or not shaped or cos.shape[0] not in (1, x.shape[0]) or x.shape[-1] % 2:
         return None
+    x = in_rows(x)
     y = torch.empty_like(x)
-    if y.stride() != x.stride() or x.stride(-1) != 1:
-        x = x.contiguous()
-        y = torch.empty_like(x)
     cos, sin = cos.contiguous(), sin.contiguous()
     row = 0 if cos.shape[0] == 1 else cos.stride(0)
     kernels("rotate", x, cos, sin, y, halves(x), int(back), *x.shape, *x.stride()[:3], row, cos.stride(2))

@@ -35,7 +35,7 @@ def column_dots(a: Tensor, b: Tensor) -> Tensor:
     """Sum over the tokens of a * b, two (tokens, out) -> (out,) float32."""
     if (kernels := kernels_for(a, b)) is None:
         return _column_dots(a, b)
-    sums = torch.empty(a.shape[1])
+    sums = a.new_empty(a.shape[1], dtype=torch.float32)
     kernels("column_dots", a.contiguous(), b.contiguous(), sums, halves(a), *a.shape)
     return sums
 

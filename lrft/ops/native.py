@@ -31,7 +31,12 @@ class Kernels:
 
     Args:
         libraries: paths of what was built.
+
+    Attributes:
+        device: kind of the tensors that they take.
     """
+
+    device = "cpu"
 
     def __init__(self, libraries: Sequence[Path]) -> None:
         self._libraries = [ctypes.CDLL(str(path)) for path in libraries]
@@ -59,20 +64,54 @@ class Kernels:
         return room
 
 
-def kernels_for(*tensors: Tensor) -> Kernels | None:
-    """The kernels where they apply: to tensors of one precision on a CPU, and nothing asks for a graph of its parts."""
+class Shapes(Kernels):
+    """What takes the kernels' place for tensors without storage: results have their shapes, and nothing is computed."""
+
+    device = "meta"
+
+    def __init__(self) -> None:
+        super().__init__(())
+
+    def __call__(self, name: str, *given: Tensor | int | float | None) -> None:
+        """Nothing."""
+
+    def room(self, name: str, size: int) -> Tensor:
+        """Such a room, new every time."""
+        return torch.empty(size, device="meta")
+
+
+def kernels_on(device: torch.device) -> Kernels | None:
+    """The kernels where they apply: on a CPU, where nothing asks for a graph of the parts of what is computed."""
     if _active is None or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return None
-    first = tensors[0].dtype
-    fits = first in (torch.float32, torch.bfloat16) and all(
-        one.dtype == first and one.device.type == "cpu" for one in tensors
-    )
-    return _active if fits else None
+    return _active if device.type == _active.device else None
+
+
+def kernels_for(*tensors: Tensor) -> Kernels | None:
+    """The same for tensors, which are of one precision."""
+    kernels, first = kernels_on(tensors[0].device), tensors[0].dtype
+    if kernels is None or first not in (torch.float32, torch.bfloat16):
+        return None
+    return kernels if all(one.dtype == first and one.device == tensors[0].device for one in tensors) else None
 
 
 def halves(x: Tensor) -> int:
     """What the kernels are told of a tensor's precision."""
     return int(x.dtype == torch.bfloat16)
+
+
+def in_rows(x: Tensor) -> Tensor:
+    """X with the numbers of its last axis side by side, a copy where they are not, or where some stand for several.
+
+    What is made like it has its strides.
+    """
+    expected, dense = 1, x.stride(-1) == 1
+    for stride, size in sorted(
+        (stride, size) for stride, size in zip(x.stride(), x.shape, strict=True) if size > 1
+    ):
+        dense = dense and stride == expected
+        expected *= size
+    return x if dense else x.contiguous()
 
 
 def _as_c(one: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float | None:

@@ -8,8 +8,8 @@ from torch.autograd.function import once_differentiable
 
 from lrft.ops.attention_blocks import Rule
 from lrft.ops.linalg import Context
-from lrft.ops.native import Kernels, halves, kernels_for
-from lrft.ops.products import working
+from lrft.ops.native import Kernels, halves, in_rows, kernels_for
+from lrft.ops.products import widens
 
 Documents = tuple[tuple[int, int, int], ...]
 LANES = 16  # a head's dimension is a multiple of
@@ -25,7 +25,7 @@ def native_attend(
     """
     plain = rule.softcap is None and rule.dropout == 0 and rule.sinks is None
     shaped = query.shape[-1] == value.shape[-1] and query.shape[-1] % LANES == 0 and query.numel() > 0
-    if not plain or not shaped or not documents or working(query) != torch.float32:
+    if not plain or not shaped or not documents or not widens(query.dtype):
         return None
     with torch.no_grad():
         kernels = kernels_for(query, key, value)
@@ -38,6 +38,7 @@ def native_attend(
 class _Kept(Context):
     kernels: Kernels
     rule: Rule
+    documents: Documents
 
 
 class _Attention(torch.autograd.Function):
@@ -53,35 +54,31 @@ class _Attention(torch.autograd.Function):
         rule: Rule,
         kernels: Kernels,
     ) -> Tensor:
-        query, key, value = (_together(x) for x in (query, key, value))
+        query, key, value = (in_rows(x) for x in (query, key, value))
         B, H, L, D = query.shape
-        out, logs = query.new_zeros(B, L, H, D), torch.empty(B, H, L)
+        out, logs = query.new_zeros(B, L, H, D), query.new_empty(B, H, L, dtype=torch.float32)
         of = torch.tensor(documents)
         given = _given(query, key, value, out, len(documents), rule.window)
         kernels("attend", given, of, query, key, value, out, logs, halves(query), float(rule.scale))
-        ctx.kernels, ctx.rule = kernels, rule
-        ctx.save_for_backward(query, key, value, out, logs, given, of)
+        ctx.kernels, ctx.rule, ctx.documents = kernels, rule, documents
+        ctx.save_for_backward(query, key, value, out, logs)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: _Kept, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, out, logs, given, of = ctx.saved_tensors
+        query, key, value, out, logs = ctx.saved_tensors
+        given = _given(query, key, value, out, len(ctx.documents), ctx.rule.window)
+        of = torch.tensor(ctx.documents)
         (B, _, L, D), K = query.shape, key.shape[1]
         pulled = [torch.zeros_like(x) for x in (query, key, value)]
-        sums = torch.zeros(torch.get_num_threads(), 2, B, K, L, D)
+        sums = query.new_zeros(torch.get_num_threads(), 2, B, K, L, D, dtype=torch.float32)
         ctx.kernels(
             "attend_back",
             *(given, of, query, key, value, out, logs, grads[0].contiguous(), *pulled, sums),
             *(halves(query), float(ctx.rule.scale)),
         )
         return *pulled, None, None, None
-
-
-def _together(x: Tensor) -> Tensor:
-    """With the numbers of a head side by side, and no number twice."""
-    dense = x.stride(-1) == 1 and torch.empty_like(x).stride() == x.stride()
-    return x if dense else x.contiguous()
 
 
 def _given(query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: int, window: int) -> Tensor:

@@ -73,6 +73,11 @@ def working(x: Tensor) -> torch.dtype:
     return torch.float32 if x.numel() >= FEW * x.shape[-1] else x.dtype
 
 
+def widens(dtype: torch.dtype) -> bool:
+    """Whether many rows of this precision are multiplied in float32 on this machine's CPU."""
+    return dtype == torch.float32 or dtype in _slow
+
+
 def widen(x: Tensor, work: torch.dtype, room: str) -> Tensor:
     """X in the working precision; a copy is written to the room of that name, over what was there before.
 

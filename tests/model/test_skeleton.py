@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,9 +20,10 @@ from lrft.model.described import _published, build_skeleton, describe
 from lrft.model.probe import batch_of
 from lrft.model.skeleton import Skeleton
 from lrft.model.skeleton_families import FAMILIES, why_no_skeleton
+from lrft.ops.products import multiplying
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
-from tests.kept import keeping
+from tests.kept import computing, keeping
 
 # Parameters as the models' pages give them, to the last one.
 SIZES = {
@@ -60,11 +62,11 @@ def test_names_and_shapes_are_those_of_transformers(tiny, family):
     assert shapes[0] == shapes[1]
 
 
-def real_bytes(recipe: object, lengths: list[int]) -> int:
+def real_bytes(recipe: object, lengths: list[int], kernels: bool = False) -> int:
     """Bytes that the body of the real model keeps for rows of one document each, weights left out."""
     torch.manual_seed(0)
     model = adapt(recipe).model.train()
-    with keeping() as held:
+    with computing(kernels), keeping() as held:
         y = model.hidden(batch_of([[[5 + k % 100 for k in range(n)]] for n in lengths]))
     del y
     own = {p.untyped_storage().data_ptr() for p in (*model.parameters(), *model.buffers())}
@@ -99,16 +101,23 @@ def growth(count, recipe: object) -> float:
     return (many - few) / 256
 
 
+def check_bytes(recipe: object, kernels: bool) -> None:
+    with multiplying((torch.bfloat16,)):
+        real = growth(partial(real_bytes, kernels=kernels), recipe)
+        with computing(kernels):
+            assert growth(planned_bytes, recipe) == pytest.approx(real, abs=2)
+
+
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
 @pytest.mark.parametrize("case", CASES)
-def test_what_a_token_keeps_is_planned_to_the_byte(tiny, case):
-    recipe = recipe_of(case, tiny())
-    assert growth(planned_bytes, recipe) == pytest.approx(growth(real_bytes, recipe), abs=2)
+def test_what_a_token_keeps_is_planned_to_the_byte(tiny, case, kernels):
+    check_bytes(recipe_of(case, tiny()), kernels)
 
 
+@pytest.mark.parametrize("kernels", [False, True], ids=["plain", "kernels"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_of_every_family_the_planned_bytes_are_the_kept_ones(tiny, family):
-    recipe = recipe_of("lora", tiny(family))
-    assert growth(planned_bytes, recipe) == pytest.approx(growth(real_bytes, recipe), abs=2)
+def test_of_every_family_the_planned_bytes_are_the_kept_ones(tiny, family, kernels):
+    check_bytes(recipe_of("lora", tiny(family)), kernels)
 
 
 def test_files_that_contradict_their_configuration_are_refused(tiny, tmp_path):

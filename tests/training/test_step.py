@@ -520,11 +520,11 @@ def test_a_run_whose_compiler_fails_goes_on_eagerly_and_says_so_once(
         raise RuntimeError("no space left for what is compiled")
 
     wanted, _ = whole_epoch(recipe_file, tmp_path / "eager")
-    for fused in (elementwise._normalize, elementwise._rotate, elementwise.gate_up):
+    for fused in (elementwise._normalize_plainly, elementwise._rotate_plainly, elementwise._gate_up):
         monkeypatch.setattr(fused, "_compiled", None)  # of a test before this one
     monkeypatch.setattr(torch, "compile", lambda *args, **kwargs: fail)
     job = job_of(recipe_file, tmp_path / "compiled", "data.train.limit=8")
-    job.run.compiled = True
+    job.run.compiled, job.run.kernels = True, None
     capsys.readouterr()
     try:
         loss, _ = loss_and_gradients(job)

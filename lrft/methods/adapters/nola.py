@@ -13,7 +13,7 @@ from lrft.core.adapter import Branch, Formed, LowRank, PeftForm
 from lrft.core.params import Site
 from lrft.core.peft import lora_keys
 from lrft.ops.compiled import fusible
-from lrft.ops.native import kernels_for
+from lrft.ops.native import kernels_on
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.json import Json
@@ -160,9 +160,9 @@ def uniform(first: int, count: int, seed: int, device: torch.device | str = "cpu
 
 def _hashed(count: int, place: int, key: int, device: torch.device) -> Tensor:
     """The hash of the `count` places from `place` on."""
-    numbers = torch.empty(count, device=device)
-    if (kernels := kernels_for(numbers)) is None:
+    if (kernels := kernels_on(device)) is None:
         return _hashed_plainly(count, place, key, device)
+    numbers = torch.empty(count, device=device)
     kernels("hashed", numbers, count, place, key)
     return numbers
 

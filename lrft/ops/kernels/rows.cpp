@@ -164,7 +164,7 @@ void lrft_column_dots(const void* a, const void* b, float* sums, int64_t half, i
 }
 
 // Cross-entropy of every row of scores (rows, size) with its target, and in their place softmax less one at the target.
-void lrft_cross_entropy(float* scores, const int64_t* targets, float* losses, int64_t rows, int64_t size, int threads) {
+void lrft_softmax_loss(float* scores, const int64_t* targets, float* losses, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         float* of = scores + row * size;

@@ -1,0 +1,279 @@
+"""The kernels of this machine beside the plain code that they stand for: values, gradients, bits on other threads."""
+
+import math
+
+import pytest
+import torch
+
+from lrft.build.native import native_kernels
+from lrft.methods.adapters.nola import uniform
+from lrft.model.gguf import cache_root
+from lrft.ops import elementwise
+from lrft.ops.attention import attend
+from lrft.ops.attention_blocks import Rule
+from lrft.ops.dropped_products import Packed
+from lrft.ops.gains import column_dots
+from lrft.ops.loss import Head, linear_cross_entropy
+from lrft.ops.native import Kernels, Shapes, kernels_for, using
+from lrft.ops.products import multiplying
+from tests.each import each
+
+WIDE, HALF = torch.float32, torch.bfloat16
+# Relative to the largest number of what is compared: in bfloat16 the plain code rounds several times, the kernels once.
+TOLERANCE = {WIDE: 2e-6, HALF: 1.5e-2}
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    found = native_kernels(cache_root().parent / "compiled")
+    if not isinstance(found, Kernels):
+        pytest.skip(f"no kernels on this machine: {found}")
+    return found
+
+
+class Seen(Kernels):
+    """Passes on what it is asked, and remembers it."""
+
+    def __init__(self, kernels):
+        self.kernels, self.asked = kernels, []
+
+    def __call__(self, name, *given):
+        self.asked.append(name)
+        self.kernels(name, *given)
+
+    def room(self, name, size):
+        return self.kernels.room(name, size)
+
+
+def close(found, wanted, dtype):
+    wanted = wanted.float()
+    bound = TOLERANCE[dtype] * max(float(wanted.abs().max()), 1e-6)
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=bound)
+
+
+def beside(kernels, names, dtype, run):
+    """The results of `run`, plain and by the kernels, which it has to ask for by these names."""
+    plain = run()
+    seen = Seen(kernels)
+    with using(seen):
+        ours = run()
+    assert set(names) <= set(seen.asked), seen.asked
+    for one, other in zip(ours, plain, strict=True):
+        assert one.dtype == other.dtype and one.shape == other.shape
+        close(one, other, dtype)
+    return ours
+
+
+def pulled(y, *of):
+    torch.manual_seed(1)
+    return [y.detach(), *torch.autograd.grad(y, of, torch.randn(y.shape).to(y.dtype))]
+
+
+def drawn(*shape, dtype=WIDE, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).to(dtype).requires_grad_()
+
+
+@each("dtype", [WIDE, HALF])
+@each("size", [3, 16, 33, 64])
+def test_norms(kernels, dtype, size):
+    x, weight = drawn(3, 5, size, dtype=dtype), torch.rand(size).to(dtype)
+    for first in (False, True):
+        scales = weight.float() if first else weight
+        beside(
+            kernels,
+            ("normalize", "normalize_back"),
+            dtype,
+            lambda scales=scales, first=first: pulled(elementwise.rms_norm(x, scales, 1e-5, first), x),
+        )
+
+
+@each("dtype", [WIDE, HALF])
+def test_gates(kernels, dtype):
+    gate, up = drawn(7, 33, dtype=dtype), drawn(7, 33, dtype=dtype, seed=2)
+    beside(kernels, ("gate", "gate_back"), dtype, lambda: pulled(elementwise.gated(gate, up), gate, up))
+
+
+def test_gates_of_large_numbers_and_of_none(kernels):
+    gate = torch.tensor([-1e4, -100.0, -88.0, 0.0, 88.0, 100.0, 1e4, math.inf, math.nan])
+    up = torch.ones(9)
+    with using(kernels), torch.no_grad():
+        h = elementwise.gate_up(gate, up)
+    torch.testing.assert_close(h, torch.nn.functional.silu(gate), rtol=1e-6, atol=1e-30, equal_nan=True)
+
+
+@each("dtype", [WIDE, HALF])
+@each("size", [2, 16, 40, 64])
+def test_rotations(kernels, dtype, size):
+    x = drawn(2, 5, 3, size, dtype=dtype).transpose(1, 2)
+    for rows in (1, 2):
+        cos, sin = torch.rand(rows, 1, 5, size).to(dtype), torch.rand(rows, 1, 5, size).to(dtype)
+        beside(
+            kernels,
+            ("rotate",),
+            dtype,
+            lambda cos=cos, sin=sin: pulled(elementwise.rotated(x, cos, sin), x),
+        )
+
+
+@each("dtype", [WIDE, HALF])
+def test_sums_of_products_over_tokens(kernels, dtype):
+    a, b = drawn(29, 1100, dtype=dtype).detach(), drawn(29, 1100, dtype=dtype, seed=2).detach()
+    with torch.no_grad():
+        (found,) = beside(kernels, ("column_dots",), dtype, lambda: [column_dots(a, b)])
+    close(found, (a.double() * b.double()).sum(0), WIDE)  # products are not rounded
+
+
+@each("dtype", [WIDE, HALF])
+def test_the_loss_of_a_head(kernels, dtype):
+    hidden, weight = drawn(37, 24, dtype=dtype), drawn(101, 24, dtype=dtype, seed=2).detach()
+    targets = torch.arange(37) % 101
+    module = torch.nn.Linear(24, 101, bias=False, dtype=dtype).requires_grad_(False)
+    module.weight.copy_(weight)
+    head = Head(module)
+    found = beside(
+        kernels,
+        ("softmax_loss",),
+        dtype,
+        lambda: pulled(linear_cross_entropy(hidden, head, targets), hidden),
+    )
+    logits = hidden.double() @ weight.double().T
+    close(found[0], torch.nn.functional.cross_entropy(logits, targets, reduction="sum"), dtype)
+
+
+def test_a_loss_that_is_no_number_stays_none(kernels):
+    scores, losses = torch.zeros(2, 40), torch.zeros(2)
+    scores[0, 7] = math.nan
+    scores[1, 3] = 1e30
+    kernels("softmax_loss", scores, torch.tensor([1, 2]), losses, 2, 40)
+    assert losses[0].isnan() and scores[0].isnan().all()
+    assert losses[1] == pytest.approx(1e30) and scores[1, 3] == 1 and scores[1, 2] == -1
+
+
+def test_random_numbers_of_a_sequence_are_the_same_to_the_bit(kernels):
+    plain = uniform(2**32 - 50, 1001, 7)
+    with using(kernels), torch.no_grad():
+        assert torch.equal(uniform(2**32 - 50, 1001, 7), plain)
+
+
+# documents, heads, heads of keys, a head's dimension, window
+ATTENTIONS = {
+    "grouped": (((0, 0, 130), (0, 130, 300)), 6, 2, 16, 0),
+    "one head of keys, two rows, gaps": (((0, 0, 37), (0, 40, 150), (1, 3, 140)), 4, 1, 48, 0),
+    "window": (((0, 0, 300),), 4, 4, 32, 70),
+    "short window": (((0, 0, 200),), 2, 2, 16, 3),
+    "long": (((0, 0, 700),), 2, 1, 64, 0),
+    "short": (((0, 0, 1), (0, 1, 3), (1, 0, 5)), 3, 3, 80, 0),
+}
+
+
+@each("dtype", [WIDE, HALF])
+@each("case", ATTENTIONS)
+def test_attention(kernels, dtype, case):
+    documents, H, K, D, window = ATTENTIONS[case]
+    B, L = max(row for row, *_ in documents) + 1, max(end for *_, end in documents)
+    q, k, v = (
+        drawn(B, L, heads, D, dtype=dtype, seed=n).transpose(1, 2) for n, heads in enumerate((H, K, K))
+    )
+    leaves = [x.detach().requires_grad_() for x in (q, k, v)]
+    with multiplying((HALF,)):
+        beside(
+            kernels,
+            ("attend", "attend_back"),
+            dtype,
+            lambda: pulled(attend(*leaves, documents, Rule(D**-0.5, window)), *leaves),
+        )
+
+
+def test_attention_that_the_kernels_do_not_compute_goes_its_old_way(kernels):
+    q = drawn(1, 2, 20, 24)  # of 24 numbers a head
+    r = drawn(1, 2, 20, 16)
+    seen = Seen(kernels)
+    with using(seen):
+        attend(q, q, q, ((0, 0, 20),), Rule(0.2))
+        attend(r, r, r, ((0, 0, 20),), Rule(0.2, softcap=5.0))
+        attend(r, r, r, ((0, 0, 20),), Rule(0.2, dropout=0.5))
+        attend(r, r, r, ((0, 0, 20),), Rule(0.2, sinks=torch.zeros(2)))
+    assert not seen.asked
+
+
+@each("shape", [(40, 33, 50), (3, 300, 700), (65, 16, 256)])
+def test_products_of_what_was_dropped(kernels, shape):
+    tokens, ins, outs = shape
+    x, weight, dy = (
+        drawn(*s, seed=n).detach() for n, s in enumerate([(tokens, ins), (outs, ins), (tokens, outs)])
+    )
+    by, bias = torch.rand(outs), torch.rand(outs)
+    for share in (0.0, 0.06):
+        dropped = torch.rand(tokens, ins) < share
+        zeros = dropped.flatten().nonzero().flatten()
+        packed = Packed(kernels, weight)
+        y = x @ weight.T
+        u = packed.kept_product(x, zeros, y, WIDE, by, bias)
+        wanted = x.masked_fill(dropped, 0) @ weight.T
+        close(u, wanted, WIDE)
+        close(y, x @ weight.T + by * wanted + bias, WIDE)
+        half = packed.kept_product(x, zeros, x @ weight.T, HALF, by, None)
+        close(half, wanted, HALF)
+        found = torch.ones(len(zeros))
+        packed.add_dots(dy, zeros, found)
+        if len(zeros):
+            close(found, 1 + (dy @ weight).flatten()[zeros], WIDE)
+
+
+def test_half_numbers_are_rounded_as_torch_rounds_them(kernels):
+    values = torch.cat(
+        [torch.randn(1000), torch.tensor([math.inf, -math.inf, math.nan, 0.0, -0.0, 1e-40, 3.4e38])]
+    )
+    weight, none = torch.zeros(len(values), 1), torch.tensor([], dtype=torch.int64)
+    y = values[None].clone()
+    u = Packed(kernels, weight).kept_product(torch.zeros(1, 1), none, y, HALF, torch.zeros(len(values)), None)
+    assert torch.equal(u.isnan(), values[None].isnan())
+    assert torch.equal(u.nan_to_num(), values[None].to(HALF).nan_to_num())
+
+
+def test_the_number_of_threads_changes_no_bit_but_of_the_gradients_of_keys_and_values(kernels):
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            q, k, v = (drawn(1, heads, 200, 16, seed=n) for n, heads in enumerate((4, 2, 2)))
+            hidden, weight = drawn(9, 16), drawn(50, 16, seed=2).detach()
+            with using(kernels):
+                attended = pulled(attend(q, k, v, ((0, 0, 90), (0, 90, 200)), Rule(0.25)), q, k, v)
+                normed = pulled(elementwise.rms_norm(hidden, weight[0], 1e-5, True), hidden)
+                y = hidden.detach() @ weight.T
+                zeros = torch.tensor([3, 17, 40])
+                u = Packed(kernels, weight).kept_product(
+                    hidden.detach(), zeros, y, WIDE, weight[:, 0].contiguous(), None
+                )
+            found.append(([*attended[:2], *normed, y, u], attended[2:]))
+    finally:
+        torch.set_num_threads(before)
+    (same, close_to), (others, also) = found
+    assert all(torch.equal(one, other) for one, other in zip(same, others, strict=True))
+    for one, other in zip(close_to, also, strict=True):
+        close(one, other, WIDE)
+
+
+def test_where_they_do_not_apply(kernels):
+    x = torch.ones(2, 2)
+    with torch.no_grad():
+        assert kernels_for(x) is None  # not asked for
+        with using(kernels):
+            assert kernels_for(x) is kernels
+            assert kernels_for(x, x.half()) is None and kernels_for(x.half()) is None
+            assert kernels_for(x.to("meta")) is None
+        with using(Shapes()):
+            assert kernels_for(x) is None and kernels_for(x.to("meta")) is not None
+    with using(kernels):
+        assert kernels_for(x) is None  # somebody asks for a graph of the parts
+
+
+def test_a_second_derivative_of_attention_is_refused_and_not_wrong(kernels):
+    q = drawn(1, 2, 20, 16)
+    with using(kernels):
+        y = attend(q, q, q, ((0, 0, 20),), Rule(0.25))
+        (dq,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
+        with pytest.raises(RuntimeError, match="once_differentiable"):
+            dq.sum().backward()
