@@ -92,7 +92,7 @@ def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tupl
         return _normalize_plainly(x, weight, eps, scale_first)
     x, r = x.contiguous(), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     y = torch.empty_like(x)
-    kernels("normalize", x, weight.float(), y, r, halves(x), float(eps), *_rows(x))
+    kernels("normalize", x, weight.float().contiguous(), y, r, halves(x), float(eps), *_rows(x))
     return y, r
 
 
@@ -101,7 +101,7 @@ def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_firs
         return _normalize_back_plainly(dy, x, r, weight, scale_first)
     x = x.contiguous()
     dx = torch.empty_like(x)
-    kernels("normalize_back", dy.contiguous(), x, r, weight.float(), dx, halves(x), *_rows(x))
+    kernels("normalize_back", dy.contiguous(), x, r, weight.float().contiguous(), dx, halves(x), *_rows(x))
     return dx
 
 

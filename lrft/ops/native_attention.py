@@ -13,6 +13,7 @@ from lrft.ops.products import widens
 
 Documents = tuple[tuple[int, int, int], ...]
 LANES = 16  # a head's dimension is a multiple of
+ROOM = 2**28  # bytes that threads have at most for sums of their own
 
 
 def native_attend(
@@ -70,15 +71,26 @@ class _Attention(torch.autograd.Function):
         query, key, value, out, logs = ctx.saved_tensors
         given = _given(query, key, value, out, len(ctx.documents), ctx.rule.window)
         of = torch.tensor(ctx.documents)
-        (B, _, L, D), K = query.shape, key.shape[1]
         pulled = [torch.zeros_like(x) for x in (query, key, value)]
-        sums = query.new_zeros(torch.get_num_threads(), 2, B, K, L, D, dtype=torch.float32)
+        buffers = _buffers(len(ctx.documents) * key.shape[1], 8 * key.numel())
+        sums = query.new_zeros(buffers, 2, key.numel(), dtype=torch.float32)
         ctx.kernels(
             "attend_back",
-            *(given, of, query, key, value, out, logs, grads[0].contiguous(), *pulled, sums),
+            *(given, of, query, key, value, out, logs, grads[0].contiguous(), *pulled, sums, buffers),
             *(halves(query), float(ctx.rule.scale)),
         )
         return *pulled, None, None, None
+
+
+def _buffers(pairs: int, size: int) -> int:
+    """How many sums of gradients there are: one for all threads, where each has several documents and heads of its own.
+
+    Args:
+        pairs: of a document and a head of keys.
+        size: bytes of one.
+    """
+    threads = torch.get_num_threads()
+    return 1 if pairs >= 2 * threads or threads * size > ROOM else threads
 
 
 def _given(query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: int, window: int) -> Tensor:

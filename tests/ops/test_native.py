@@ -141,9 +141,10 @@ def test_the_loss_of_a_head(kernels, dtype):
 
 
 def test_a_loss_that_is_no_number_stays_none(kernels):
-    scores, losses = torch.zeros(2, 40), torch.zeros(2)
+    scores = torch.zeros(2, 40)
     scores[0, 7] = math.nan
     scores[1, 3] = 1e30
+    losses = scores[[0, 1], [1, 2]]
     kernels("softmax_loss", scores, torch.tensor([1, 2]), losses, 2, 40)
     assert losses[0].isnan() and scores[0].isnan().all()
     assert losses[1] == pytest.approx(1e30) and scores[1, 3] == 1 and scores[1, 2] == -1
@@ -231,11 +232,11 @@ def test_half_numbers_are_rounded_as_torch_rounds_them(kernels):
     assert torch.equal(u.nan_to_num(), values[None].to(HALF).nan_to_num())
 
 
-def test_the_number_of_threads_changes_no_bit_but_of_the_gradients_of_keys_and_values(kernels):
+def test_the_number_of_threads_changes_no_bit_but_of_keys_and_values_where_they_share_a_document(kernels):
     before = torch.get_num_threads()
     found = []
     try:
-        for threads in (1, 3):
+        for threads in (1, 2, 3):
             torch.set_num_threads(threads)
             q, k, v = (drawn(1, heads, 200, 16, seed=n) for n, heads in enumerate((4, 2, 2)))
             hidden, weight = drawn(9, 16), drawn(50, 16, seed=2).detach()
@@ -250,10 +251,12 @@ def test_the_number_of_threads_changes_no_bit_but_of_the_gradients_of_keys_and_v
             found.append(([*attended[:2], *normed, y, u], attended[2:]))
     finally:
         torch.set_num_threads(before)
-    (same, close_to), (others, also) = found
-    assert all(torch.equal(one, other) for one, other in zip(same, others, strict=True))
-    for one, other in zip(close_to, also, strict=True):
-        close(one, other, WIDE)
+    (one, keys), (two, keys_of_two), (three, keys_of_three) = found
+    for others in (two, three):
+        assert all(torch.equal(a, b) for a, b in zip(one, others, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(keys, keys_of_two, strict=True))  # 4 pairs for 2 threads
+    for a, b in zip(keys, keys_of_three, strict=True):
+        close(b, a, WIDE)
 
 
 def test_where_they_do_not_apply(kernels):

@@ -2,8 +2,9 @@
 // what every softmax divides by.
 //
 // The G query heads that share a head of keys are rows of one tile. T is float or Half; everything is computed in
-// float32. A task is a document, a head of keys and a block of queries; every thread has tasks of about the same work,
-// and sums of its own for the gradients of keys and values, which are added up in the end.
+// float32. A task is a document, a head of keys and a block of queries; every thread has tasks of about the same work.
+// For the gradients of keys and values either has sums of its own, which are added up in the end, or all tasks of a
+// document and a head of keys.
 
 #include <cmath>
 #include <limits>
@@ -80,19 +81,23 @@ inline int64_t first_block(const Given& given, int64_t block) {
     return given.window > 0 ? std::max<int64_t>(0, block * BLOCK - given.window + 1) / BLOCK : 0;
 }
 
-// The tasks of a part, in order: those that begin in its share of all pairs of blocks.
-std::vector<Task> tasks_of(const Given& given, const Document* documents, int part, int parts) {
+// The tasks of a part, in order: those that begin in its share of all pairs of blocks, or `whole` those of the documents
+// and heads of keys that do.
+std::vector<Task> tasks_of(const Given& given, const Document* documents, int part, int parts, bool whole) {
     int64_t total = 0;
     for (int pass = 0; pass < 2; pass++) {
         int64_t before = 0;
         std::vector<Task> found;
         for (int64_t document = 0; document < given.documents; document++) {
             const int64_t blocks = (documents[document].end - documents[document].start + BLOCK - 1) / BLOCK;
-            for (int64_t group = 0; group < given.groups; group++)
+            for (int64_t group = 0; group < given.groups; group++) {
+                const int64_t begun = before;
                 for (int64_t block = 0; block < blocks; block++) {
-                    if (pass && before * parts / total == part) found.push_back({document, group, block});
+                    const bool own = pass && (whole ? begun : before) * parts / total == part;
+                    if (own) found.push_back({document, group, block});
                     before += block + 1 - first_block(given, block);
                 }
+            }
         }
         if (pass) return found;
         total = before;
@@ -205,7 +210,7 @@ void attend(const Given& given, const Document* documents, const T* q, const T* 
     for (int part = 0; part < threads; part++) {
         Pair pair;
         Desk desk;
-        for (const Task& task : tasks_of(given, documents, part, threads)) {
+        for (const Task& task : tasks_of(given, documents, part, threads, false)) {
             const Document& of = documents[task.document];
             const int64_t d = given.d;
             pair.begin(given, of, task, k, false);
@@ -249,18 +254,18 @@ void attend(const Given& given, const Document* documents, const T* q, const T* 
     }
 }
 
-// `sums` are (threads, 2, rows, groups, tokens, d) zeros.
+// `sums` are (buffers, 2, rows, groups, tokens, d) zeros: one for all, or one for every thread.
 template <class T>
 void pull(const Given& given, const Document* documents, const T* q, const T* k, const T* v, const T* o,
-          const float* logs, const T* d_o, T* dq, T* dk, T* dv, float* sums, float scale, int threads) {
+          const float* logs, const T* d_o, T* dq, T* dk, T* dv, float* sums, int buffers, float scale, int threads) {
     const int64_t d = given.d, size = given.rows * given.groups * given.tokens * d;
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int part = 0; part < threads; part++) {
         Pair pair;
         Desk desk;
-        for (const Task& task : tasks_of(given, documents, part, threads)) {
+        for (const Task& task : tasks_of(given, documents, part, threads, buffers == 1)) {
             const Document& of = documents[task.document];
-            float* d_keys = sums + 2 * part * size + ((of.row * given.groups + task.group) * given.tokens + of.start) * d;
+            float* d_keys = sums + 2 * (buffers == 1 ? 0 : part) * size + ((of.row * given.groups + task.group) * given.tokens + of.start) * d;
             float* d_values = d_keys + size;
             pair.begin(given, of, task, k, true);
             desk.begin(given, of, task);
@@ -307,7 +312,7 @@ void pull(const Given& given, const Document* documents, const T* q, const T* k,
         const int64_t row = place / given.tokens / given.groups;
         for (int64_t at = 0; at < d; at += LANES) {
             Lanes keys = {}, values = {};
-            for (int part = 0; part < threads; part++) {
+            for (int part = 0; part < buffers; part++) {
                 keys += load(sums + 2 * part * size + place * d + at);
                 values += load(sums + (2 * part + 1) * size + place * d + at);
             }
@@ -337,17 +342,18 @@ void lrft_attend(const int64_t* given, const int64_t* documents, const void* q, 
 // The gradients of q, k and v, each with the strides of what it is the gradient of; d_o has those of o.
 void lrft_attend_back(const int64_t* given, const int64_t* documents, const void* q, const void* k, const void* v,
                       const void* o, const float* logs, const void* d_o, void* dq, void* dk, void* dv, float* sums,
-                      int64_t half, float scale, int threads) {
+                      int64_t buffers, int64_t half, float scale, int threads) {
     const Given& of = *reinterpret_cast<const Given*>(given);
     const Document* all = reinterpret_cast<const Document*>(documents);
     if (half)
         pull(of, all, static_cast<const Half*>(q), static_cast<const Half*>(k), static_cast<const Half*>(v),
              static_cast<const Half*>(o), logs, static_cast<const Half*>(d_o), static_cast<Half*>(dq),
-             static_cast<Half*>(dk), static_cast<Half*>(dv), sums, scale, threads);
+             static_cast<Half*>(dk), static_cast<Half*>(dv), sums, static_cast<int>(buffers), scale, threads);
     else
         pull(of, all, static_cast<const float*>(q), static_cast<const float*>(k), static_cast<const float*>(v),
              static_cast<const float*>(o), logs, static_cast<const float*>(d_o), static_cast<float*>(dq),
-             static_cast<float*>(dk), static_cast<float*>(dv), sums, scale, threads);
+             static_cast<float*>(dk), static_cast<float*>(dv), sums, static_cast<int>(buffers), scale,
+             threads);
 }
 
 }  // extern "C"

@@ -163,12 +163,11 @@ void lrft_column_dots(const void* a, const void* b, float* sums, int64_t half, i
     OF_EITHER(column_dots(IN(a), IN(b), sums, tokens, outs, threads))
 }
 
-// Cross-entropy of every row of scores (rows, size) with its target, and in their place softmax less one at the target.
+// The scores of the targets become cross-entropies of the rows of scores (rows, size), and those softmax less one there.
 void lrft_softmax_loss(float* scores, const int64_t* targets, float* losses, int64_t rows, int64_t size, int threads) {
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t row = 0; row < rows; row++) {
         float* of = scores + row * size;
-        const float chosen = of[targets[row]];
         float top = of[0];
         Lanes tops = all(top);
         int64_t k = 0;
@@ -187,7 +186,7 @@ void lrft_softmax_loss(float* scores, const int64_t* targets, float* losses, int
         const float mass = sum(masses), share = 1.0f / mass;
         for (k = 0; k < size; k += LANES) store(of + k, load(of + k, size - k) * share, size - k);
         of[targets[row]] -= 1.0f;
-        losses[row] = std::log(mass) + top - chosen;
+        losses[row] = std::log(mass) + top - losses[row];
     }
 }
 
