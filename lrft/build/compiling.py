@@ -20,7 +20,11 @@ def worth_compiling(recipe: Recipe, adaptation: Adaptation, steps: int) -> bool:
     settings = recipe.train
     rows = settings.batch_size * settings.gradient_accumulation
     tokens = steps * rows * settings.max_length
-    if adaptation.model.device.type == "cpu" or recipe.model.compile or tokens * adaptation.matrices.total < WORTH:
+    if (
+        adaptation.model.device.type == "cpu"
+        or recipe.model.compile
+        or tokens * adaptation.matrices.total < WORTH
+    ):
         return False
     if reason := can_compile(cache_root().parent / "compiled"):
         adaptation.notes.append(f"norms, gates and rotations are not compiled, steps take longer ({reason})")

@@ -74,11 +74,9 @@ class _Attention(torch.autograd.Function):
         pulled = [torch.zeros_like(x) for x in (query, key, value)]
         buffers = _buffers(len(ctx.documents) * key.shape[1], 8 * key.numel())
         sums = query.new_zeros(buffers, 2, key.numel(), dtype=torch.float32)
-        ctx.kernels(
-            "attend_back",
-            *(given, of, query, key, value, out, logs, grads[0].contiguous(), *pulled, sums, buffers),
-            *(halves(query), float(ctx.rule.scale)),
-        )
+        tensors = query, key, value, out, logs, grads[0].contiguous(), *pulled, sums
+        scale = float(ctx.rule.scale)
+        ctx.kernels("attend_back", given, of, *tensors, buffers, halves(query), scale)
         return *pulled, None, None, None
 
 
