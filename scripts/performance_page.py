@@ -56,13 +56,18 @@ beside the frozen product, and what a norm or a gate was made of is kept once. A
 slowly than float32 (Intel without AMX, or older than AVX512-BF16) is given float32 numbers, whose product is rounded;
 the run says so. Rows are packed, and on `segmented` and `flash_attention_2` attention the rows of a micro-batch are
 joined to one, so that no padding is computed. Frozen weights are decoded again in the backward pass instead of being
-held. `segmented` attention keeps the probabilities of documents of up to 512 tokens, by blocks of 64 queries; longer
-ones go by blocks of 128 queries, whose probabilities are formed again, so that memory grows with the length of a
-document and not with its square. Norms, gated feed-forward blocks and rotations are one node each where a model's
-code is of a known form; runs of at least 1e13 tokens times numbers in matrices compile these where there is a C++
-compiler, a minute the first time on a machine. With `model.liger: true` norms and gates are Liger's kernels, which
-need a GPU and `pip install lrft[liger]` and were not run here. `lrft train --profile` ([commands](commands.md)) says
-where the steps of a run go.
+held. Norms, gated feed-forward blocks and rotations are one node each where a model's code is of a known form.
+
+On a CPU these, `segmented` attention, the loss and products with what dropout left are kernels of lrft's own, C++ in
+`lrft/ops/kernels` that the machine's compiler (`CXX`, `c++`, `g++` or `clang++`) builds in five seconds, once. Of
+attention they keep a logarithm for every query and head. DoRA with dropout multiplies a weight with its input and with
+what dropout left of it: with these kernels the second product is the first less that of the few entries that were
+dropped. Where there is no compiler a run says so and goes by torch's operations: attention then keeps the
+probabilities of documents of up to 512 tokens and forms those of longer ones again, so that memory grows with the
+length of a document and not with its square either way. Runs of at least 1e13 tokens times numbers in matrices on a
+GPU compile norms, gates and rotations, which was not run here. With `model.liger: true` norms and gates are Liger's
+kernels, which need a GPU and `pip install lrft[liger]` and were not run here. `lrft train --profile`
+([commands](commands.md)) says where the steps of a run go.
 
 This page is made by `scripts/performance_page.py` from the records in `docs/measured/`. Two sides of a ratio are timed
 in one process, in turn, peers at their defaults; steps that other processes disturbed are thrown away, and under five

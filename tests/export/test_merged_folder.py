@@ -78,7 +78,7 @@ def retargeted(tiny, tmp_path_factory) -> Path:
     rows = folder / "rows.jsonl"
     words = ("red", "blue", "one", "two")
     rows.write_text("".join(json.dumps({"prompt": f"say {w}", "completion": w}) + "\n" for w in words))
-    finished(folder, base, steps=40, train=rows, test=rows)
+    finished(folder, base, steps=80, train=rows, test=rows)
     return folder
 
 

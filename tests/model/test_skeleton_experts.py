@@ -18,6 +18,7 @@ from lrft.model.skeleton_families import FAMILIES, why_no_skeleton
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 from tests.each import each
+from tests.kept import computing
 from tests.model.test_skeleton import growth, planned_bytes, real_bytes
 
 MIXED = [name for name, family in FAMILIES.items() if family.experts is not None]
@@ -99,7 +100,8 @@ def test_counts_and_bytes_are_those_of_the_modules_that_training_builds(family, 
 @each("family", ["mixtral", "gpt_oss", "qwen2_moe"])
 def test_what_a_token_keeps_in_experts_that_are_apart_is_planned_within_two_percent(family, tiny):
     recipe = recipe_of(tiny(family))
-    assert growth(planned_bytes, recipe) == pytest.approx(growth(real_bytes, recipe), rel=0.02)
+    with computing(False):
+        assert growth(planned_bytes, recipe) == pytest.approx(growth(real_bytes, recipe), rel=0.02)
 
 
 def test_experts_keep_activations_for_as_many_tokens_as_are_sent_to_them(tiny, tmp_path):

@@ -130,6 +130,7 @@ class Bare:
         self.model, self.team, self.metrics, self.step, self.planned_steps = model, team, {}, 0, 4
         self.rank, self.processes, self.accelerator = team.rank, team.size, None
         self.penalized, self.scaler, self.compiled, self.device = [], None, False, torch.device("cpu")
+        self.kernels = None
 
     def seed_draws(self, index):
         torch.manual_seed(index)
