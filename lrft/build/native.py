@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import torch
+
 from lrft.build.adaptation import Adaptation
 from lrft.files.write import fresh_file
 from lrft.model.gguf import cache_root
@@ -30,13 +32,21 @@ def kernels_of(adaptation: Adaptation) -> Kernels | None:
 
     Where they cannot be had, for want of a compiler, the run says so in a note and goes on without.
     """
-    if adaptation.model.device.type != "cpu":
-        return None
-    found = native_kernels(cache_root().parent / "compiled")
-    if isinstance(found, Kernels):
-        return found
-    adaptation.notes.append(f"attention, norms and gates go by parts, steps take longer ({found})")
-    return None
+    found = _found(adaptation.model.device)
+    if isinstance(found, str):
+        adaptation.notes.append(f"attention, norms and gates go by parts, steps take longer ({found})")
+    return found if isinstance(found, Kernels) else None
+
+
+def kernels_here(device: torch.device) -> Kernels | None:
+    """The kernels of this machine for a device, if it has any."""
+    found = _found(device)
+    return found if isinstance(found, Kernels) else None
+
+
+def _found(device: torch.device) -> Kernels | str | None:
+    """The kernels, or why there are none; None for a device that they are not for."""
+    return native_kernels(cache_root().parent / "compiled") if device.type == "cpu" else None
 
 
 @functools.cache

@@ -13,7 +13,8 @@ from lrft.ops.products import widens
 
 Documents = tuple[tuple[int, int, int], ...]
 LANES = 16  # a head's dimension is a multiple of
-ROOM = 2**28  # bytes that threads have at most for sums of their own
+PARTS = 8  # of a few documents, with sums of their own
+ROOM = 2**28  # bytes that these have at most
 
 
 def native_attend(
@@ -81,14 +82,15 @@ class _Attention(torch.autograd.Function):
 
 
 def _buffers(pairs: int, size: int) -> int:
-    """How many sums of gradients there are: one for all threads, where each has several documents and heads of its own.
+    """How many sums of gradients there are: one, where threads have documents and heads of their own to go through.
+
+    It does not follow the number of threads, so that no bit does.
 
     Args:
         pairs: of a document and a head of keys.
         size: bytes of one.
     """
-    threads = torch.get_num_threads()
-    return 1 if pairs >= 2 * threads or threads * size > ROOM else threads
+    return 1 if pairs >= PARTS or PARTS * size > ROOM else PARTS
 
 
 def _given(query: Tensor, key: Tensor, value: Tensor, out: Tensor, documents: int, window: int) -> Tensor:

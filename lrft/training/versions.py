@@ -30,16 +30,21 @@ PACKAGES = (
 )
 # Of those, what computes: the others read and write, and what they read is compared itself. Threads are left out, as
 # sums do not follow their number.
-COMPUTING = ("lrft", "torch", "transformers", "bitsandbytes", "processor")
+COMPUTING = ("lrft", "torch", "transformers", "bitsandbytes", "processor", "kernels")
 
 
-def versions_of_numbers(device: torch.device) -> dict[str, str | None]:
-    """What a checkpoint keeps of where it was made: versions, and the processor that computes on this device."""
+def versions_of_numbers(device: torch.device, kernels: bool | None = None) -> dict[str, str | None]:
+    """What a checkpoint keeps of where it was made: versions, and the processor that computes on this device.
+
+    Args:
+        kernels: whether those of lrft's own are there; None where nothing trains.
+    """
     import torch
 
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    packages = {name: package_versions()[name] for name in (*COMPUTING[1:-1], "tokenizers", "safetensors")}
-    return {"python": platform.python_version(), "lrft": __version__, **packages, "processor": processor}
+    packages = {name: package_versions()[name] for name in PACKAGES if name in (*COMPUTING, "tokenizers", "safetensors")}
+    found = {"python": platform.python_version(), "lrft": __version__, **packages, "processor": processor}
+    return found if kernels is None else {**found, "kernels": "built" if kernels else None}
 
 
 def differing(before: Mapping[str, str | None], now: Mapping[str, str | None]) -> list[str]:

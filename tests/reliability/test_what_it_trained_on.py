@@ -246,12 +246,13 @@ def test_an_older_run_still_refuses_what_it_could(bench):
 def test_a_checkpoint_of_other_versions_says_so_and_goes_on(bench, capsys):
     manifest = bench.run / "checkpoints" / "step-2" / "manifest.json"
     held = json.loads(manifest.read_text())
-    assert {"python", "lrft", "torch", "transformers", "processor"} <= held["versions"].keys()
-    held["versions"] |= {"torch": "2.1.0", "python": "3.10.0"}
+    assert {"python", "lrft", "torch", "transformers", "processor", "kernels"} <= held["versions"].keys()
+    held["versions"] |= {"torch": "2.1.0", "python": "3.10.0", "kernels": "of another make"}
     manifest.write_bytes(manifest_bytes(held))
     bench.resume()
     said = [line for line in capsys.readouterr().err.splitlines() if "other versions" in line]
     assert len(said) == 1 and "step-2 was made under other versions (torch 2.1.0 -> " in said[0]
+    assert "kernels of another make -> " in said[0]
 
 
 @pytest.mark.slow

@@ -3,8 +3,8 @@
 //
 // The G query heads that share a head of keys are rows of one tile. T is float or Half; everything is computed in
 // float32. A task is a document, a head of keys and a block of queries; every thread has tasks of about the same work.
-// For the gradients of keys and values either has sums of its own, which are added up in the end, or all tasks of a
-// document and a head of keys.
+// The gradients of keys and values are summed by parts of the tasks: parts that share no document and head of keys, or as
+// many as there are sums, which are added up in the end. Neither follows the number of threads.
 
 #include <cmath>
 #include <limits>
@@ -254,16 +254,17 @@ void attend(const Given& given, const Document* documents, const T* q, const T* 
     }
 }
 
-// `sums` are (buffers, 2, rows, groups, tokens, d) zeros: one for all, or one for every thread.
+// `sums` are (buffers, 2, rows, groups, tokens, d) zeros: one for all parts, or one for each.
 template <class T>
 void pull(const Given& given, const Document* documents, const T* q, const T* k, const T* v, const T* o,
           const float* logs, const T* d_o, T* dq, T* dk, T* dv, float* sums, int buffers, float scale, int threads) {
     const int64_t d = given.d, size = given.rows * given.groups * given.tokens * d;
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int part = 0; part < threads; part++) {
+    const int parts = buffers == 1 ? threads : buffers;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int part = 0; part < parts; part++) {
         Pair pair;
         Desk desk;
-        for (const Task& task : tasks_of(given, documents, part, threads, buffers == 1)) {
+        for (const Task& task : tasks_of(given, documents, part, parts, buffers == 1)) {
             const Document& of = documents[task.document];
             float* d_keys = sums + 2 * (buffers == 1 ? 0 : part) * size + ((of.row * given.groups + task.group) * given.tokens + of.start) * d;
             float* d_values = d_keys + size;
