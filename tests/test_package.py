@@ -120,7 +120,9 @@ def test_the_wheel_holds_the_recipes_their_data_and_the_type_marker(wheel):
     assert "lrft/recipes/data/quickstart/train.jsonl" in recipes
     assert not recipes - set(wheel.namelist())
     assert "lrft/py.typed" in wheel.namelist()
-    sources = [path for path in (ROOT / "lrft" / "ops" / "kernels").iterdir() if path.suffix in (".cpp", ".h")]
+    sources = [
+        path for path in (ROOT / "lrft" / "ops" / "kernels").iterdir() if path.suffix in (".cpp", ".h")
+    ]
     assert sources and not {f"lrft/ops/kernels/{path.name}" for path in sources} - set(wheel.namelist())
 
 

@@ -83,7 +83,13 @@ def known_as(
     plan: dict[str, Json] = {name: entry.record() for name, entry in adaptation.plan.items()}
     relied: dict[str, Json] = {"plan": plan, "run": began, "decisive": decisive_hash(run.recipe)}
     sums = {} if trained_on is None else trained_on.sums()
-    return Identity(recipe_hash, adaptation.model.fingerprint, relied, sums, versions_of_numbers(run.device, run.kernels is not None))
+    return Identity(
+        recipe_hash,
+        adaptation.model.fingerprint,
+        relied,
+        sums,
+        versions_of_numbers(run.device, run.kernels is not None),
+    )
 
 
 def _extended(run: Run) -> dict[str, Json]:

@@ -42,7 +42,11 @@ def versions_of_numbers(device: torch.device, kernels: bool | None = None) -> di
     import torch
 
     processor = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
-    packages = {name: package_versions()[name] for name in PACKAGES if name in (*COMPUTING, "tokenizers", "safetensors")}
+    packages = {
+        name: package_versions()[name]
+        for name in PACKAGES
+        if name in (*COMPUTING, "tokenizers", "safetensors")
+    }
     found = {"python": platform.python_version(), "lrft": __version__, **packages, "processor": processor}
     return found if kernels is None else {**found, "kernels": "built" if kernels else None}
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from lrft import __version__
-from lrft.build.native import kernels_here
 from lrft.build.job import Job
+from lrft.build.native import kernels_here
 from lrft.core.notes import say
 from lrft.data.pack import ORDER
 from lrft.registry.errors import CheckpointError, UsageError
@@ -80,7 +80,9 @@ def check_same_start(job: Job, saved: OpenCheckpoint | None) -> None:
 
 def tell_versions(folder: RunFolder, saved: OpenCheckpoint, device: torch.device) -> None:
     """Say under which other versions, or on which other processor, the checkpoint was made."""
-    found = differing(_before(folder, saved).versions, versions_of_numbers(device, kernels_here(device) is not None))
+    found = differing(
+        _before(folder, saved).versions, versions_of_numbers(device, kernels_here(device) is not None)
+    )
     if found:
         say(
             f"{saved.path.name} was made under other versions ({', '.join(found)}): the steps from here on are not "
