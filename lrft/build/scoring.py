@@ -28,7 +28,8 @@ from lrft.registry.errors import DataError, NumericalError, RecipeError
 from lrft.training.diagnose import first_module
 from lrft.training.scorer import Metric, Scorer, Timed
 
-FEW = 8  # rows, and tokens of their answers, of what is tried before the first step
+# What is tried before the first step: rows, and tokens of their answers, one from the prompt and one from what is kept.
+FEW, ANSWERED = 8, 2
 
 
 def subject(
@@ -102,7 +103,7 @@ def probe_tasks(recipe: Recipe, subject: Subject) -> None:
     """
     if recipe.train.eval_tasks_every is None and not tasks_at_end(recipe):
         return
-    subject = replace(subject, most_new=FEW)
+    subject = replace(subject, most_new=ANSWERED)
     try:
         results = _probed(recipe, subject)
     except (DataError, RecipeError) as error:
