@@ -10,6 +10,7 @@ from torch import Tensor
 from lrft.build import remarks
 from lrft.build.adaptation import Adaptation as Adaptation
 from lrft.build.decide import complete, gains_by_streaming, quantizer
+from lrft.build.native import kernels_here
 from lrft.build.settle import bare, settled, settled_first, with_packing
 from lrft.build.stacked import begin_on
 from lrft.build.starting_plan import starting_plan
@@ -30,6 +31,7 @@ from lrft.model.new_tokens import prove_rows
 from lrft.model.paged_weights import PagedWeights
 from lrft.model.recompute import with_layers_kept
 from lrft.model.stored import NotStreamed
+from lrft.ops.native import using
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, INITS
 from lrft.registry.errors import RecipeError
@@ -111,7 +113,8 @@ def _adapt(
         signals = complete(recipe, model, adaptation.plan, planners, text, device, progress, trusted)
     builder = _builder(recipe, signals, saved, device, paged)
     adaptation.team = builder.team
-    attach(model, adaptation.plan, builder, recipe.train.seed, progress=partial(progress, "preparing layers"))
+    with using(kernels_here(device)):
+        attach(model, adaptation.plan, builder, recipe.train.seed, partial(progress, "preparing layers"))
     _settle_places(model, paged)
     told: list[str] = []
     if saved is None and trains:

@@ -16,6 +16,7 @@ from lrft.ops.gains import column_dots
 from lrft.ops.loss import Head, linear_cross_entropy
 from lrft.ops.native import Kernels, Shapes, kernels_for, using
 from lrft.ops.products import multiplying
+from lrft.registry.axes import QUANTIZERS
 from tests.each import each
 
 WIDE, HALF = torch.float32, torch.bfloat16
@@ -277,3 +278,25 @@ def test_a_second_derivative_of_attention_is_refused_and_not_wrong(kernels):
         (dq,) = torch.autograd.grad(y.square().sum(), q, create_graph=True)
         with pytest.raises(RuntimeError, match="once_differentiable"):
             dq.sum().backward()
+
+
+@each("quant_type", ["nf4", "fp4"])
+@each("dtype", [WIDE, HALF])
+@each("size", [32, 64, 1024])
+def test_codes_of_four_bits_are_those_of_bitsandbytes(kernels, quant_type, dtype, size):
+    pytest.importorskip("bitsandbytes")
+    kind = QUANTIZERS.get(quant_type)
+    weight = torch.randn(96, 2048, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[0], weight[1, :40], weight[2, 5], weight[3, 7] = 0, 1e-39, math.nan, math.inf
+    weight[4] = weight[5:6].mT[:2048, 0].round(decimals=1)  # many are alike
+    for double in (False, True):
+        config = kind.Config(method=quant_type, double_quant=double, block_size=size)
+        theirs = kind(weight, None, config)
+        seen = Seen(kernels)
+        with using(seen):
+            ours = kind(weight, None, config)
+        assert ("encode_4bit" in seen.asked) is (
+            quant_type == "nf4"
+        )  # of the other codes do not rise with levels
+        for (name, one), (_, other) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
+            assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)), name

@@ -14,6 +14,7 @@ from lrft.core.levels import Levelled
 from lrft.methods.quant._bnb import Held, Linear4bit, QuantState, bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
 from lrft.ops.levels import Levels, search_scales
+from lrft.ops.nearest_levels import nearest_levels
 from lrft.registry.config import Field, Literal, MethodConfig
 from lrft.registry.errors import UsageError
 from lrft.registry.json import Json
@@ -60,6 +61,9 @@ class BitsAndBytes4bit(Encoded, Levelled):
     def encode(self, weight: Tensor) -> None:
         if weight.is_meta:  # `adopt` brings the codes
             return
+        levels = bitsandbytes_functional().get_4bit_type(self.quant_type, device=weight.device)
+        if (found := nearest_levels(weight.contiguous(), levels, self.config.block_size)) is not None:
+            return self._store_scaled(*found)
         codes, state = bitsandbytes_functional().quantize_4bit(
             weight.contiguous(),
             blocksize=self.config.block_size,
@@ -132,12 +136,16 @@ class BitsAndBytes4bit(Encoded, Levelled):
         size = self.config.block_size
         blocks = weight.float().view(self.out_features, -1, size)
         absmax = search_scales(blocks, cost.view(-1, size), Levels(self._levels())).flatten()
+        self._store_scaled(self.codes, absmax)
+
+    def _store_scaled(self, codes: Tensor, absmax: Tensor) -> None:
+        """Store codes with scales (k,) in float32, which are encoded too with double quantization."""
         if not self.config.double_quant:
-            return self._store(self.codes, absmax, None, None)
+            return self._store(codes, absmax, None, None)
         offset = absmax.mean()
         functional = bitsandbytes_functional()
-        codes, second = functional.quantize_blockwise(absmax - offset, blocksize=SCALES_PER_BLOCK)
-        return self._store(self.codes, codes, offset, second.absmax)
+        scales, second = functional.quantize_blockwise(absmax - offset, blocksize=SCALES_PER_BLOCK)
+        return self._store(codes, scales, offset, second.absmax)
 
     def grid(self) -> tuple[Tensor, Tensor]:
         scales = self._scales().view(self.out_features, -1)
