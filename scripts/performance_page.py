@@ -155,14 +155,14 @@ def lora_rows(found: Sequence[Record]) -> list[Row]:
 
 def whole(found: Sequence[Record]) -> str:
     """`lrft train` beside a peer's process, loading and all; and launches of lrft alone."""
-    rows, lines = [], []
+    rows: list[Row] = []
+    launches: dict[str, str] = {}  # the last of each recipe
     for record in of_kind(found, "whole"):
         result = record["result"]
         if (first := result.get("first")) is not None:
             n = f"{result['n']} launches, record {source(record)}"
-            lines.append(
-                f"From launch to the end of step 1 of `{result['recipe']}`: {spread(first)} s ({n})."
-            )
+            said = f"From launch to the end of step 1 of `{result['recipe']}`: {spread(first)} s ({n})."
+            launches[result["recipe"]] = said
         for pair in result.get("pairings", ()):
             if pair["ratio"] is not None:
                 ours, peer = pair["sides"]
@@ -178,7 +178,7 @@ def whole(found: Sequence[Record]) -> str:
                 rows.append((processed(record), *named, *figures, source(record)))
     heads = ("work", "method", "peer", "peer / lrft: median (least to most)", "n")
     more = ("tokens per second, lrft and peer", "s to the end of step 1", "peak, MiB", "record")
-    return "\n\n".join(filter(None, [shown((*heads, *more), rows), *lines]))
+    return "\n\n".join(filter(None, [shown((*heads, *more), rows), *launches.values()]))
 
 
 def processed(record: Record) -> str:

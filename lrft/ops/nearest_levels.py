@@ -1,4 +1,4 @@
-"""Four-bit codes of a weight by a kernel of this machine: bit for bit bitsandbytes', whose own take fifty times as long."""
+"""Four-bit codes of a weight by a kernel of this machine, bit for bit those of bitsandbytes and much sooner."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from lrft.ops.native import halves, kernels_for
 
 @torch.no_grad()
 def nearest_levels(weight: Tensor, levels: Tensor, size: int) -> tuple[Tensor, Tensor] | None:
-    """Codes (n / 2, 1) uint8, the first of two in the high nibble, and scales (n / size,) float32 of a weight of n numbers.
+    """Codes (n / 2, 1) uint8, the first of two in the high nibble, and scales (n / size,) float32 of n numbers.
 
     Args:
         levels: (16,) float32, in [-1, 1]; code k stands for the k-th times its block's scale.
