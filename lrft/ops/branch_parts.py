@@ -82,10 +82,9 @@ def dropped_gradient(
     half: torch.dtype,
 ) -> Tensor:
     """Dx (tokens, in) from that of the terms, p down, which is overwritten."""
-    with_gain = any(
-        gain is not None for gain in gains
-    )  # else the one product is not wanted with what was dropped
-    if with_gain and (kernels := kernels_of(term, zeros)) is not None:
+    # Without a gain nothing is multiplied twice.
+    twice = any(gain is not None for gain in gains)
+    if twice and (kernels := kernels_of(term, zeros)) is not None:
         return _patched_gradient(kernels, bases, gains, dys, term, zeros, factor, half)
     only = len(bases) == 1
     for base, gain, dy in zip(bases, gains, dys, strict=True):

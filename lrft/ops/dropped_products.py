@@ -41,7 +41,7 @@ class Packed:
         u = torch.empty_like(y, dtype=torch.bfloat16 if half == torch.bfloat16 else torch.float32)
         self.kernels(
             "dropped_product",
-            *(x, zeros, len(zeros), self.numbers, y, u, halves(u), by, bias),
+            *(x.contiguous(), zeros, len(zeros), self.numbers, y, u, halves(u), by, bias),
             *(len(x), self.ins, self.outs),
         )
         return u.to(half)
@@ -50,6 +50,6 @@ class Packed:
         """Add to `found` (k,) the entries of dy W that `zeros` (k,) name, for dy (tokens, out); all float32."""
         self.kernels(
             "dropped_dots",
-            *(dy, zeros, len(zeros), self.numbers, found),
+            *(dy.contiguous(), zeros, len(zeros), self.numbers, found),
             *(len(dy), self.ins, self.outs),
         )

@@ -7,13 +7,17 @@ import torch
 
 from lrft.build.native import native_kernels
 from lrft.methods.adapters.nola import uniform
+from lrft.methods.quant.none import Dense
 from lrft.model.gguf import cache_root
 from lrft.ops import elementwise
 from lrft.ops.attention import attend
 from lrft.ops.attention_blocks import Rule
+from lrft.ops.branch_matmul import multiply
+from lrft.ops.dropout import drop
 from lrft.ops.dropped_products import Packed
 from lrft.ops.gains import column_dots
 from lrft.ops.loss import Head, linear_cross_entropy
+from lrft.ops.low_rank import Branch
 from lrft.ops.native import Kernels, Shapes, kernels_for, using
 from lrft.ops.products import multiplying
 from lrft.registry.axes import QUANTIZERS
@@ -217,8 +221,10 @@ def test_products_of_what_was_dropped(kernels, shape):
         close(y, x @ weight.T + by * wanted + bias, WIDE)
         half = packed.kept_product(x, zeros, x @ weight.T, HALF, by, None)
         close(half, wanted, HALF)
+        beside = torch.cat([x, x], dim=1)[:, :ins]  # rows that do not lie together
+        assert torch.equal(packed.kept_product(beside, zeros, x @ weight.T, WIDE, by, bias), u)
         found = torch.ones(len(zeros))
-        packed.add_dots(dy, zeros, found)
+        packed.add_dots(dy.T.contiguous().T, zeros, found)
         if len(zeros):
             close(found, 1 + (dy @ weight).flatten()[zeros], WIDE)
 
@@ -300,3 +306,29 @@ def test_codes_of_four_bits_are_those_of_bitsandbytes(kernels, quant_type, dtype
         )  # of the other codes do not rise with levels
         for (name, one), (_, other) in zip(ours.named_buffers(), theirs.named_buffers(), strict=True):
             assert torch.equal(one.nan_to_num(7.0), other.nan_to_num(7.0)), name
+
+
+@each("dtype", [WIDE, HALF])
+def test_a_node_with_gain_and_dropout_is_the_one_without_kernels(kernels, dtype):
+    """Whole: several maps of one input, a bias, gradients that are one number, an input that is a part of another."""
+    torch.manual_seed(0)
+    tokens, ins, outs = 48, 40, (33, 64)
+    whole = torch.randn(tokens, 2 * ins).to(dtype).requires_grad_()
+    bases = [Dense(torch.randn(out, ins).to(dtype), torch.randn(out).to(dtype)) for out in outs]
+    trained = [torch.randn(4, ins, requires_grad=True), torch.rand(outs[0], requires_grad=True)]
+    trained += [torch.randn(out, 4, requires_grad=True) for out in outs]
+
+    def run():
+        torch.manual_seed(3)
+        down, gain, *ups = trained
+        x = whole[:, :ins]
+        terms = [
+            Branch(down, up, 0.5, gain if k == 0 else None).term(base)
+            for k, (up, base) in enumerate(zip(ups, bases, strict=True))
+        ]
+        ys = multiply(x, terms, drop(x, 0.1))
+        first = torch.autograd.grad(ys[0].sum() + ys[1].float().square().sum(), [whole, *trained])
+        return [y.detach() for y in ys] + list(first)
+
+    with multiplying((HALF,)):
+        beside(kernels, ("pack", "dropped_product", "dropped_dots"), dtype, run)
