@@ -88,7 +88,7 @@ class _Rotated(torch.autograd.Function):
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tuple[Tensor, Tensor]:
-    if (kernels := kernels_for(x)) is None:
+    if (kernels := kernels_for(x)) is None or weight.shape != x.shape[-1:]:
         return _normalize_plainly(x, weight, eps, scale_first)
     x, r = x.contiguous(), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     y = torch.empty_like(x)
@@ -97,7 +97,7 @@ def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tupl
 
 
 def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_first: bool) -> Tensor:
-    if (kernels := kernels_for(dy, x)) is None:
+    if (kernels := kernels_for(dy, x)) is None or weight.shape != x.shape[-1:]:
         return _normalize_back_plainly(dy, x, r, weight, scale_first)
     x = x.contiguous()
     dx = torch.empty_like(x)
@@ -107,7 +107,7 @@ def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_firs
 
 def gate_up(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up, without a graph."""
-    if (kernels := kernels_for(gate, up)) is None:
+    if (kernels := kernels_for(gate, up)) is None or gate.shape != up.shape:
         return _gate_up(gate, up)
     h = gate.new_empty(gate.shape)
     kernels("gate", gate.contiguous(), up.contiguous(), h, halves(h), h.numel())
@@ -115,7 +115,7 @@ def gate_up(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def _gate_back(dh: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    if (kernels := kernels_for(dh, gate, up)) is None:
+    if (kernels := kernels_for(dh, gate, up)) is None or gate.shape != up.shape:
         return _gate_back_plainly(dh, gate, up)
     dgate, dup = (gate.new_empty(gate.shape) for _ in range(2))
     given = dh.contiguous(), gate.contiguous(), up.contiguous(), dgate, dup
