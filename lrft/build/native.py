@@ -24,7 +24,7 @@ from lrft.registry.errors import LrftError
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
 COMPILERS = ("c++", "g++", "clang++")
-PATIENCE = 120.0  # seconds for what takes one or two
+PATIENCE = 120.0  # seconds for what takes five at most
 
 
 def kernels_of(adaptation: Adaptation) -> Kernels | None:
