@@ -19,7 +19,7 @@ def launched(
     They are started as torchrun starts them, without its own process, which takes seconds to begin.
     """
     shared = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
-    shared |= {"MASTER_PORT": str(_free_port()), "OMP_NUM_THREADS": "1"}
+    shared |= {"MASTER_PORT": str(free_port()), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, *map(str, command)]
     with ExitStack() as stack:
         said = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(processes)]
@@ -41,7 +41,7 @@ def launched(
     return next((one for one in done if one.returncode), done[0])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         port: int = found.getsockname()[1]

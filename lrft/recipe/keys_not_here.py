@@ -22,7 +22,8 @@ _SENTENCES = (
         "resume_from_checkpoint resume ckpt auto_resume_from_checkpoints load_checkpoint_path",
     ),
     (
-        "not in lrft: processes (torchrun) share the data, and with train.shard_base: true the frozen weights too",
+        "not in lrft: processes (torchrun) share the data, and with train.shard_base: true the frozen weights too; "
+        "accelerate's own configuration may ask for FSDP 2",
         "deepspeed fsdp fsdp_config deepspeed_config fsdp_transformer_layer_cls_to_wrap tensor_parallel_size "
         "context_parallel_size ddp_backend sequence_parallel_degree pipeline_parallel_size "
         "ddp_find_unused_parameters ddp_timeout ddp local_rank device_map gpu_memory_limit max_memory "

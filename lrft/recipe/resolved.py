@@ -29,7 +29,7 @@ ABSENT = "(absent)"
 LINE = 2**31 - 1  # characters: libyaml's largest, so that every value stands on one line
 # What may change while a run goes on: where numbers go and lie, how often they are kept, how many steps there are.
 FREE_SECTIONS = ("logging", "export", "eval", "offload")
-FREE_TRAIN = ("extended", "save_every", "keep_last")
+FREE_TRAIN = ("extended", "save_every", "keep_last", "shard_base")
 
 
 def resolved(recipe: Recipe) -> str:

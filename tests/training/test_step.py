@@ -339,7 +339,7 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
         assert x == pytest.approx(y, rel=2e-6)
 
 
-@pytest.mark.parametrize("name", ["FSDP", "DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
+@pytest.mark.parametrize("name", ["DEEPSPEED", "MEGATRON_LM", "PARALLELISM_CONFIG"])
 def test_what_accelerate_is_asked_for_and_lrft_has_not_is_refused(name, recipe_file, tmp_path, monkeypatch):
     """Also on a CPU, where accelerate itself would leave it out and train plain copies."""
     monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")

@@ -35,6 +35,7 @@ from lrft.training import checkpoint
 from lrft.training.chosen import open_chosen
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RUN, RunFolder
+from lrft.training.launcher import sharded_as_launched
 from lrft.training.opened import OpenCheckpoint
 from lrft.training.relied import check_relied, own_recipe, plan_of
 from lrft.training.replayed import is_record, replay
@@ -111,6 +112,7 @@ def _open_checkpoint(folder: RunFolder, recipe: Recipe) -> OpenCheckpoint:
 def _with_adapter(
     folder: RunFolder, recipe: Recipe, saved: OpenCheckpoint, text: Text | None
 ) -> tuple[Adaptation, TrainedOn]:
+    recipe = sharded_as_launched(recipe)
     if recipe.offload.parts:
         say("offload: is of training; the whole model is held here")
     with EvaluationBar() as show, saved:

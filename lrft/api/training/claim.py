@@ -17,7 +17,7 @@ from lrft.training.folder import RunFolder
 from lrft.training.relied import own_recipe
 
 # Beside FREE_SECTIONS, what changes where numbers go, not what they are; a resumed run may change it.
-FREE_KEYS = ("train.save_every", "train.keep_last")
+FREE_KEYS = tuple(f"train.{key}" for key in ("save_every", "keep_last", "shard_base"))
 AROUND = 40  # characters of a long text that are shown where it changed
 
 

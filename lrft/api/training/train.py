@@ -32,6 +32,7 @@ from lrft.registry.json import Json
 from lrft.training import checkpoint_folder
 from lrft.training.device import make_accelerator
 from lrft.training.folder import RunFolder
+from lrft.training.launcher import as_launched
 from lrft.training.loop import train_steps
 from lrft.training.metrics import forget_peak_memory, peak_memory
 from lrft.training.numerics import numerics
@@ -80,7 +81,7 @@ def train(
         loaded = to_train(recipe, overrides, resume, added)
         if loaded.run is not None:
             out = _the_run(loaded.run, out)
-        loaded = with_format(loaded)
+        loaded = as_launched(with_format(loaded))
         settings = loaded.recipe.train
         with numerics(settings.deterministic, settings.tf32):
             accelerator = make_accelerator(settings.device, loaded.recipe.model.dtype)
