@@ -26,7 +26,7 @@ from lrft.training.adapter_folders import AdapterFolders
 from lrft.training.checkpoint import Identity
 from lrft.training.folder import METRICS, RunFolder
 from lrft.training.gradient_check import GradientCheck
-from lrft.training.keepers import LossScale, Saver, StopAtLoss, StopOnSignal
+from lrft.training.keepers import GoneByParts, LossScale, Saver, StopAtLoss, StopOnSignal
 from lrft.training.metrics import Bar, MetricsFile, last_loss
 
 
@@ -73,6 +73,7 @@ def callbacks_of(
         scorer,
         make_task_scores(recipe, run, text),
         MetricsFile(folder.path / METRICS),
+        GoneByParts(),
         bar,
         *make_trackers(recipe, folder.path),
         StopOnSignal(),

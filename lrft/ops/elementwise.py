@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from lrft.ops.compiled import fusible
 from lrft.ops.linalg import Context
 from lrft.ops.made import note_on
-from lrft.ops.native import halves, in_rows, kernels_for
+from lrft.ops.native import Kernels, halves, in_rows, kernels_for
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> Tensor:
@@ -88,7 +88,7 @@ class _Rotated(torch.autograd.Function):
 
 
 def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tuple[Tensor, Tensor]:
-    if (kernels := kernels_for(x)) is None or weight.shape != x.shape[-1:]:
+    if (kernels := kernels_for(x)) is None or not _has_a_gain(kernels, weight, x):
         return _normalize_plainly(x, weight, eps, scale_first)
     x, r = x.contiguous(), x.new_empty(*x.shape[:-1], 1, dtype=torch.float32)
     y = torch.empty_like(x)
@@ -97,7 +97,7 @@ def _normalize(x: Tensor, weight: Tensor, eps: float, scale_first: bool) -> tupl
 
 
 def _normalize_back(dy: Tensor, x: Tensor, r: Tensor, weight: Tensor, scale_first: bool) -> Tensor:
-    if (kernels := kernels_for(dy, x)) is None or weight.shape != x.shape[-1:]:
+    if (kernels := kernels_for(dy, x)) is None or not _has_a_gain(kernels, weight, x):
         return _normalize_back_plainly(dy, x, r, weight, scale_first)
     x = x.contiguous()
     dx = torch.empty_like(x)
@@ -137,7 +137,12 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor | None:
     """The rotation or its transpose by the kernels; None where they do not apply."""
     shaped = x.dim() == 4 and cos.shape == sin.shape == (cos.shape[0], 1, *x.shape[2:])
     kernels = kernels_for(x, cos, sin)
-    if kernels is None or not shaped or cos.shape[0] not in (1, x.shape[0]) or x.shape[-1] % 2:
+    if kernels is None:
+        return None
+    if not shaped or cos.shape[0] not in (1, x.shape[0]) or x.shape[-1] % 2:
+        kernels.miss(
+            "rotations", f"angles have the shape {tuple(cos.shape)} where states have {tuple(x.shape)}"
+        )
         return None
     x = in_rows(x)
     y = torch.empty_like(x)
@@ -145,6 +150,14 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor | None:
     row = 0 if cos.shape[0] == 1 else cos.stride(0)
     kernels("rotate", x, cos, sin, y, halves(x), int(back), *x.shape, *x.stride()[:3], row, cos.stride(2))
     return y
+
+
+def _has_a_gain(kernels: Kernels, weight: Tensor, x: Tensor) -> bool:
+    """Whether a norm has a gain for each of the last numbers of x, as the kernels take it."""
+    fits = weight.shape == x.shape[-1:]
+    if not fits:
+        kernels.miss("norms", f"a gain has the shape {tuple(weight.shape)}, not ({x.shape[-1]},)")
+    return fits
 
 
 def _rows(x: Tensor) -> tuple[int, int]:

@@ -34,6 +34,7 @@ class Kernels:
 
     Attributes:
         device: kind of the tensors that they take.
+        missed: what went without them since somebody emptied it, and why.
     """
 
     device = "cpu"
@@ -42,6 +43,7 @@ class Kernels:
         self._libraries = [ctypes.CDLL(str(path)) for path in libraries]
         self._functions: dict[str, ctypes._NamedFuncPointer] = {}
         self._rooms: dict[str, Tensor] = {}
+        self.missed: dict[str, str] = {}
 
     def __call__(self, name: str, *given: Tensor | int | float | None) -> None:
         """Call `lrft_` + name: tensors as where their numbers begin, integers in 64 bits, numbers as float32.
@@ -54,6 +56,10 @@ class Kernels:
             function = self._functions[name] = getattr(found, f"lrft_{name}")
             function.restype = None
         function(*map(_as_c, given), torch.get_num_threads())
+
+    def miss(self, what: str, why: str) -> None:
+        """Note that something of a step goes without them."""
+        self.missed.setdefault(what, why)
 
     def room(self, name: str, size: int) -> Tensor:
         """At least `size` float32 numbers that whoever comes next by this name writes over."""

@@ -25,16 +25,31 @@ def native_attend(
     They take heads of keys and values of one dimension, a multiple of 16, and neither a soft cap nor dropout nor sinks.
     Where bfloat16 is multiplied faster than float32, they are the slower way.
     """
-    plain = rule.softcap is None and rule.dropout == 0 and rule.sinks is None
-    shaped = query.shape[-1] == value.shape[-1] and query.shape[-1] % LANES == 0 and query.numel() > 0
-    if not plain or not shaped or not documents or not widens(query.dtype):
-        return None
     with torch.no_grad():
         kernels = kernels_for(query, key, value)
-    if kernels is None:
+    if kernels is None or not documents or not query.numel():
+        return None
+    if why := _why_not(query, value, rule):
+        kernels.miss("attention", why)
         return None
     out: Tensor = _Attention.apply(query, key, value, documents, rule, kernels)  # type: ignore[no-untyped-call]
     return out
+
+
+def _why_not(query: Tensor, value: Tensor, rule: Rule) -> str:
+    """Why the kernels do not compute it; an empty text where they do."""
+    width = query.shape[-1]
+    there = {
+        "its scores have a soft cap": rule.softcap is not None,
+        "it has dropout": rule.dropout != 0,
+        "it has sinks": rule.sinks is not None,
+        f"keys have {width} numbers a head and values {value.shape[-1]}": width != value.shape[-1],
+        f"heads have {width} numbers, no multiple of {LANES}": width % LANES != 0,
+        f"{query.dtype} is multiplied faster than float32 here".removeprefix("torch."): not widens(
+            query.dtype
+        ),
+    }
+    return next((why for why, applies in there.items() if applies), "")
 
 
 class _Kept(Context):

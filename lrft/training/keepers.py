@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim.optimizer import StateDict
 
 from lrft.core.callback import Callback
+from lrft.core.notes import say
 from lrft.core.run import Run
 from lrft.files.failure import tell_failures
 from lrft.files.write import sync
@@ -147,3 +148,20 @@ class StopOnSignal(Callback):
             mine = torch.tensor([float(run.stop_signal or 0)], device=run.device)
             run.stop_signal = int(run.accelerator.gather(mine).max()) or None
         run.stopping = run.stop_signal is not None
+
+
+class GoneByParts(Callback):
+    """Says after the first step what of it went without the kernels of this machine, and why; once."""
+
+    def __init__(self) -> None:
+        self.told: set[str] = set()
+
+    def start(self, run: Run) -> None:
+        if run.kernels is not None:
+            run.kernels.missed.clear()
+
+    def after_step(self, run: Run) -> None:
+        missed = {} if run.kernels is None or run.rank else run.kernels.missed
+        for what in [one for one in missed if one not in self.told]:
+            self.told.add(what)
+            say(f"{what}: by parts, steps take longer ({missed[what]})")

@@ -128,3 +128,16 @@ def test_a_training_without_a_compiler_says_so_and_goes_on(fresh, tiny, tmp_path
     fresh.cache_clear()  # of what the adapting has found
     assert native.kernels_of(adaptation) is None
     assert adaptation.notes[-1].startswith("attention, norms and gates go by parts, steps take longer (")
+
+
+@pytest.mark.parametrize(("family", "said"), [("llama", 0), ("gemma2", 1)])
+def test_what_a_step_does_without_the_kernels_is_said_once(tiny, tmp_path, capsys, family, said):
+    from lrft.api.training.train import train
+    from lrft.recipe.load import load_recipe
+
+    compilers()
+    given = [f"model.name={tiny(family)}", "train.device=cpu", "quantization=none", "train.max_steps=2"]
+    train(load_recipe("recipes/smoke/lora.yaml", given), tmp_path / "run")
+    told = capsys.readouterr().err
+    assert told.count("attention: by parts, steps take longer (its scores have a soft cap)") == said
+    assert told.count(": by parts") == said

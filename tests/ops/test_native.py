@@ -40,6 +40,7 @@ class Seen(Kernels):
     """Passes on what it is asked, and remembers it."""
 
     def __init__(self, kernels):
+        super().__init__(())
         self.kernels, self.asked = kernels, []
 
     def __call__(self, name, *given):
@@ -192,15 +193,32 @@ def test_attention(kernels, dtype, case):
 
 
 def test_attention_that_the_kernels_do_not_compute_goes_its_old_way(kernels):
-    q = drawn(1, 2, 20, 24)  # of 24 numbers a head
-    r = drawn(1, 2, 20, 16)
-    seen = Seen(kernels)
-    with using(seen):
-        attend(q, q, q, ((0, 0, 20),), Rule(0.2))
-        attend(r, r, r, ((0, 0, 20),), Rule(0.2, softcap=5.0))
-        attend(r, r, r, ((0, 0, 20),), Rule(0.2, dropout=0.5))
-        attend(r, r, r, ((0, 0, 20),), Rule(0.2, sinks=torch.zeros(2)))
-    assert not seen.asked
+    r, v = drawn(1, 2, 20, 16), drawn(1, 2, 20, 8)
+    q = drawn(1, 2, 20, 24)
+    ways = {
+        "heads have 24 numbers, no multiple of 16": (q, q, Rule(0.2)),
+        "keys have 16 numbers a head and values 8": (r, v, Rule(0.2)),
+        "its scores have a soft cap": (r, r, Rule(0.2, softcap=5.0)),
+        "it has dropout": (r, r, Rule(0.2, dropout=0.5)),
+        "it has sinks": (r, r, Rule(0.2, sinks=torch.zeros(2))),
+    }
+    for why, (key, value, rule) in ways.items():
+        seen = Seen(kernels)
+        with using(seen):
+            attend(key, key, value, ((0, 0, 20),), rule)
+        assert not seen.asked and seen.missed == {"attention": why}
+
+
+def test_what_goes_without_the_kernels_beside_attention_is_noted(kernels):
+    x, gain, seen = drawn(2, 3, 8, 16), torch.ones(3, 1, 16), Seen(kernels)
+    angles = torch.zeros(2, 3, 8, 16)
+    with using(seen), torch.no_grad():
+        elementwise._normalize(x, gain, 1e-6, False)
+        elementwise._turn(x, angles, angles, back=False)
+    assert not seen.asked and seen.missed == {
+        "norms": "a gain has the shape (3, 1, 16), not (16,)",
+        "rotations": "angles have the shape (2, 3, 8, 16) where states have (2, 3, 8, 16)",
+    }
 
 
 @each("shape", [(40, 33, 50), (3, 300, 700), (65, 16, 256)])
