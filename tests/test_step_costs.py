@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from lrft.build.native import native_kernels
 from lrft.core.adapted import Adapted
 from lrft.core.params import Site
 from lrft.methods.quant.none import Dense
+from lrft.model.gguf import cache_root
+from lrft.ops.native import Kernels, using
 from lrft.ops.products import multiplying
 from lrft.registry.axes import ADAPTERS, QUANTIZERS
 from tests.kept import computing, keeping
@@ -52,6 +55,22 @@ KEPT = {"lora": 1440, "lora, dropout": 1584, "dora": 1888, "dora, dropout": 2608
 # The same with the kernels of the machine, which keep no probabilities (128 with documents of 16 tokens), a logarithm a
 # head (16), and what was attended to (128) also where the next layer keeps it as it was dropped, or less of it.
 LEANER = {"lora": 1328, "lora, dropout": 1600, "dora": 1776, "dora, dropout": 2624, "miss": 1432}
+
+# Calls of the kernels in a pass forward and back through two layers, and of torch's beside them on each way. Norms and
+# gates are computed again on the way back, but where a method keeps what they gave.
+ALL = {"normalize": 8, "rotate": 8, "attend": 2, "gate": 4}
+ALL |= {"normalize_back": 4, "gate_back": 2, "attend_back": 2}
+THROUGH = {
+    "lora": (ALL, 145, 184),
+    "lora, dropout": (ALL, 249, 196),
+    "dora": (ALL | {"column_dots": 14}, 299, 307),
+    "dora, dropout": (
+        ALL | {"column_dots": 14, "pack": 25, "dropped_product": 14, "dropped_dots": 11},
+        431,
+        359,
+    ),
+    "miss": (ALL | {"normalize": 5, "gate": 2}, 187, 241),
+}
 
 
 class Calls(TorchDispatchMode):
@@ -156,3 +175,32 @@ def test_the_plan_knows_what_a_layer_keeps_of_a_token(tiny, case, kernels):
     recipe = recipe_of(case, tiny())
     with computing(kernels), multiplying((torch.bfloat16,)):
         assert round(growth(planned_bytes, recipe) / 2) == (LEANER if kernels else KEPT)[case]
+
+
+@pytest.mark.parametrize("case", KEPT)
+def test_calls_of_the_kernels_and_beside_them_in_a_pass_through_the_model(tiny, case):
+    from lrft.build.adapt import adapt
+    from lrft.model.probe import batch_of
+
+    found = native_kernels(cache_root().parent / "compiled")
+    if not isinstance(found, Kernels):
+        pytest.skip(f"no kernels on this machine: {found}")
+    asked: collections.Counter[str] = collections.Counter()
+
+    class Counting(Kernels):
+        def __call__(self, name, *given):
+            asked[name] += 1
+            found(name, *given)
+
+    model = adapt(recipe_of(case, tiny())).model.train()
+    batch = batch_of([[[5 + k for k in range(16)] for _ in range(4)]])
+    with using(Counting(())), multiplying((torch.bfloat16,)):
+        for _ in range(2):  # the first makes rooms
+            asked.clear()
+            torch.manual_seed(0)
+            with Calls() as calls:
+                hidden = model.hidden(batch)
+            with Calls() as back:
+                hidden.sum().backward()
+            model.zero_grad()
+    assert (dict(asked), calls.total, back.total) == THROUGH[case], (calls.counts, back.counts)
