@@ -26,10 +26,13 @@ from lrft.registry.axes import INITS, OPTIMIZERS, QUANTIZERS
 SIDE = 256  # of the sample that a format without a formula is asked about
 
 CONTEXT = 500 * 2**20  # allowed for a CUDA context with torch's kernels
-IMPORTED = 450 * 2**20  # a process on a CPU that has imported everything and read its rows
+IMPORTED = 480 * 2**20  # a process on a CPU that has imported everything and read its rows
 # What a CPU's kernels of half precision keep for themselves, as scripts/check_plan.py finds it, with gradients and
 # without.
 KERNELS, FORWARD_KERNELS = 64 * 2**20, 20 * 2**20
+# What glibc's allocator keeps of a step between blocks, in the widest states of every layer; more where gradients of
+# one micro-batch lie among what the next one keeps. Found by scripts/check_plan.py --whole.
+BETWEEN, ACCUMULATED = 1.5, 3.75
 
 _samples: dict[str, tuple[float, float]] = {}
 
@@ -131,6 +134,23 @@ def widening_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int) -> in
     # Input and its gradient, and that without what is dropped; output, its gradient, and those of two siblings.
     wide = tokens * ((2 + (getattr(recipe.adapter, "dropout", 0) > 0)) * most_in + 4 * most_out)
     return 4 * (wide + max(m.in_features * m.out_features for m in body) + WIDENED)
+
+
+def allocator_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int, recomputed: int) -> int:
+    """Bytes between blocks that a CPU's allocator does not give back while it trains.
+
+    Args:
+        numbers: of the states of a micro-batch, (tokens, hidden).
+        recomputed: layers that are computed again, which keep about half as many blocks.
+    """
+    if device != "cpu":
+        return 0
+    dtype, body = DTYPES[recipe.model.dtype], hf.model.layers
+    layers = [m for m in body.modules() if isinstance(m, nn.Linear | FrozenLinear)]
+    widest = max((m.out_features for m in layers), default=0)
+    tokens: int = numbers // hf.config.hidden_size
+    times = ACCUMULATED if recipe.train.gradient_accumulation > 1 else BETWEEN
+    return round(times * (len(body) - recomputed / 2) * tokens * widest * dtype.itemsize)
 
 
 def saving_room(recipe: Recipe, infos: list[ParamInfo], state: int) -> int:

@@ -46,8 +46,8 @@ class Peak(TypedDict):
     """Bytes of the moment that takes most, by what holds them.
 
     `working` is what lives within one layer, the optimizer's step or the writing of a checkpoint; `loss` the chunk of
-    logits and what is beside it, where the loss is that moment; `runtime` the CUDA context, or on a CPU the process
-    with its libraries.
+    logits and what is beside it, where the loss is that moment; `allocator` what lies unused between blocks, on a CPU;
+    `runtime` the CUDA context, or on a CPU the process with its libraries.
     """
 
     weights: int
@@ -57,6 +57,7 @@ class Peak(TypedDict):
     activations: int
     loss: int
     working: int
+    allocator: int
     runtime: int
     total: int
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from lrft.build.at_rest import (
+    allocator_room,
     constant_bytes,
     decoding_room,
     dense_beside,
@@ -145,7 +146,9 @@ class PeaksOf:
         held = {
             "weights": self.counted["weight_bytes"],
             "adapter": self.counted["trainable_bytes"] + self.constant,
-            **dict.fromkeys(("gradients", "optimizer_state", "activations", "loss", "working"), 0),
+            **dict.fromkeys(
+                ("gradients", "optimizer_state", "activations", "loss", "working", "allocator"), 0
+            ),
             "runtime": runtime_bytes(self.device, self.item),
             **parts,
         }
@@ -187,8 +190,10 @@ class PeaksOf:
     def _train(self, tried: Tried, recomputed: int) -> tuple[Peak, str]:
         """The peak of a step, and the moment it is at."""
         room = widening_room(self.recipe, self.hf, self.device, tried.rows // self.item)
+        between = allocator_room(self.recipe, self.hf, self.device, tried.rows // self.item, recomputed)
+        held = {**self.held, "allocator": between}
         moments = (
-            (self._peak(**{**self.held, **parts, "working": parts.get("working", 0) + room}), name)
+            (self._peak(**{**held, **parts, "working": parts.get("working", 0) + room}), name)
             for name, parts in self.moments.of(tried, recomputed)
         )
         return max(moments, key=lambda one: one[0]["total"])
