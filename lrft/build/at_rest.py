@@ -33,6 +33,7 @@ KERNELS, FORWARD_KERNELS = 64 * 2**20, 20 * 2**20
 # What glibc's allocator keeps of a step between blocks, in the widest states of every layer; more where gradients of
 # one micro-batch lie among what the next one keeps. Found by scripts/check_plan.py --whole.
 BETWEEN, ACCUMULATED = 1.5, 3.75
+SCORED = 44 * 2**20  # the same of scoring and merging, beside the rooms of float32 numbers
 
 _samples: dict[str, tuple[float, float]] = {}
 
@@ -118,11 +119,12 @@ def step_room(recipe: Recipe, infos: list[ParamInfo]) -> int:
     return 3 * max(largest, *copied, 0) + (max(copied, default=0) if recipe.optimizer.per_layer else held)
 
 
-def widening_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int) -> int:
-    """Bytes of the rooms that training keeps on a CPU that is given float32 numbers for products of bfloat16.
+def widening_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int, trains: bool = True) -> int:
+    """Bytes of the rooms that are kept on a CPU that is given float32 numbers for products of bfloat16.
 
     Args:
         numbers: of the states of a micro-batch, (tokens, hidden).
+        trains: or scores.
     """
     dtype = DTYPES[recipe.model.dtype]
     if device != "cpu" or recipe.adapter is None or working(torch.empty(FEW, 1, dtype=dtype)) == dtype:
@@ -132,7 +134,8 @@ def widening_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int) -> in
     most_in, most_out = max(m.in_features for m in body), max(m.out_features for m in body)
     tokens: int = numbers // hf.config.hidden_size
     # Input and its gradient, and that without what is dropped; output, its gradient, and those of two siblings.
-    wide = tokens * ((2 + (getattr(recipe.adapter, "dropout", 0) > 0)) * most_in + 4 * most_out)
+    dropped = trains and getattr(recipe.adapter, "dropout", 0) > 0
+    wide = tokens * ((2 + dropped) * most_in + 4 * most_out)
     return 4 * (wide + max(m.in_features * m.out_features for m in body) + WIDENED)
 
 
@@ -151,6 +154,16 @@ def allocator_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int, reco
     tokens: int = numbers // hf.config.hidden_size
     times = ACCUMULATED if recipe.train.gradient_accumulation > 1 else BETWEEN
     return round(times * (len(body) - recomputed / 2) * tokens * widest * dtype.itemsize)
+
+
+def scoring_room(recipe: Recipe, hf: Skeleton, device: str, tokens: int) -> int:
+    """Bytes that a CPU's allocator keeps while a batch of so many tokens is scored, rooms of float32 numbers included.
+
+    They take what they would with gradients, as whole processes of `lrft eval` were measured.
+    """
+    if device != "cpu":
+        return 0
+    return SCORED + widening_room(recipe, hf, device, tokens * hf.config.hidden_size, trains=False)
 
 
 def saving_room(recipe: Recipe, infos: list[ParamInfo], state: int) -> int:

@@ -17,6 +17,7 @@ from lrft.build.at_rest import (
     keeps_dense,
     keeps_start,
     runtime_bytes,
+    scoring_room,
     state_bytes,
     stored_bytes,
     widening_room,
@@ -144,11 +145,9 @@ class PeaksOf:
 
     def _peak(self, **parts: int) -> Peak:
         held = {
+            **dict.fromkeys(Peak.__annotations__, 0),
             "weights": self.counted["weight_bytes"],
             "adapter": self.counted["trainable_bytes"] + self.constant,
-            **dict.fromkeys(
-                ("gradients", "optimizer_state", "activations", "loss", "working", "allocator"), 0
-            ),
             "runtime": runtime_bytes(self.device, self.item),
             **parts,
         }
@@ -210,7 +209,8 @@ class PeaksOf:
         tokens, texts = shape.rows * shape.length, rows if self.embeds else 0
         loss = try_loss(self.hf, tokens, device=self.device, trains=False, texts=texts).forward
         runtime, between = runtime_bytes(self.device, self.item, trains=False), self._between(shape)
-        return self._peak(activations=between, working=max(loss, *layers), runtime=runtime)
+        rooms = scoring_room(self.recipe, self.hf, self.device, tokens)
+        return self._peak(activations=between, working=max(loss, *layers), allocator=rooms, runtime=runtime)
 
     def _merging(self, scored: Peak) -> Peak:
         """The run's model and a layer in float32 or rows to compare; beside it a dense embedding and head."""
@@ -222,7 +222,8 @@ class PeaksOf:
         beside = dense_beside(self.recipe.model, self.hf, self.counted["base"])
         tokens, config = max(self.recipe.eval.batch_tokens, self.recipe.train.max_length), self.hf.config
         compared = room(tokens, config.hidden_size * self.item, config.vocab_size)
-        most = max(within, compared, scored["activations"] + scored["working"])
+        scoring = scored["activations"] + scored["working"] + scored["allocator"]
+        most = max(within, compared, scoring)
         return self._peak(working=beside * max(export, self.item) + most, runtime=scored["runtime"])
 
 

@@ -140,7 +140,7 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, back: bool) -> Tensor | None:
     if kernels is None:
         return None
     if not shaped or cos.shape[0] not in (1, x.shape[0]) or x.shape[-1] % 2:
-        kernels.miss(
+        kernels.went_without(
             "rotations", f"angles have the shape {tuple(cos.shape)} where states have {tuple(x.shape)}"
         )
         return None
@@ -156,7 +156,7 @@ def _has_a_gain(kernels: Kernels, weight: Tensor, x: Tensor) -> bool:
     """Whether a norm has a gain for each of the last numbers of x, as the kernels take it."""
     fits = weight.shape == x.shape[-1:]
     if not fits:
-        kernels.miss("norms", f"a gain has the shape {tuple(weight.shape)}, not ({x.shape[-1]},)")
+        kernels.went_without("norms", f"a gain has the shape {tuple(weight.shape)}, not ({x.shape[-1]},)")
     return fits
 
 

@@ -57,7 +57,7 @@ class Kernels:
             function.restype = None
         function(*map(_as_c, given), torch.get_num_threads())
 
-    def miss(self, what: str, why: str) -> None:
+    def went_without(self, what: str, why: str) -> None:
         """Note that something of a step goes without them."""
         self.missed.setdefault(what, why)
 

@@ -30,7 +30,7 @@ def native_attend(
     if kernels is None or not documents or not query.numel():
         return None
     if why := _why_not(query, value, rule):
-        kernels.miss("attention", why)
+        kernels.went_without("attention", why)
         return None
     out: Tensor = _Attention.apply(query, key, value, documents, rule, kernels)  # type: ignore[no-untyped-call]
     return out
