@@ -208,9 +208,9 @@ class PeaksOf:
         ]
         tokens, texts = shape.rows * shape.length, rows if self.embeds else 0
         loss = try_loss(self.hf, tokens, device=self.device, trains=False, texts=texts).forward
-        runtime, between = runtime_bytes(self.device, self.item, trains=False), self._between(shape)
-        rooms = scoring_room(self.recipe, self.hf, self.device, tokens)
-        return self._peak(activations=between, working=max(loss, *layers), allocator=rooms, runtime=runtime)
+        held = {"runtime": runtime_bytes(self.device, self.item, trains=False)}
+        held["allocator"] = scoring_room(self.recipe, self.hf, self.device, tokens)
+        return self._peak(activations=self._between(shape), working=max(loss, *layers), **held)
 
     def _merging(self, scored: Peak) -> Peak:
         """The run's model and a layer in float32 or rows to compare; beside it a dense embedding and head."""
