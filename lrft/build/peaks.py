@@ -241,11 +241,7 @@ def _kind(found: Planned, index: int) -> object:
 def backend_of(recipe: Recipe, device: str) -> str:
     """The first attention that the recipe allows, where a GPU is taken to have the kernels for many lengths."""
     section = recipe.model
-    if (
-        section.attention == "auto"
-        and device == "cuda"
-        and not section.compile
-        and section.dtype != "float32"
-    ):
+    plain = section.attention == "auto" and not section.compile
+    if plain and device == "cuda" and section.dtype != "float32":
         return varlen.NAME
     return attention_backends(section, torch.device(device))[0]
