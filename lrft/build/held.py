@@ -15,15 +15,15 @@ from torch.utils._pytree import tree_leaves
 SAME_TYPE = frozenset(
     "add sub rsub mul div floor_divide pow rsqrt sqrt neg tanh exp log silu clamp_min".split()
 )
-# Calls on a dimension, or several, that are taken together.
 # Calls on each entry of two whose result is true or false.
 COMPARISONS = {"ge", "le", "gt", "lt", "logical_and", "bitwise_and"}
+# Calls on a dimension, or several, that are taken together.
 OVER_DIMENSIONS = {"amax", "sum", "mean"}
-PRODUCTS = {"mm", "addmm"}
+PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}
 # Calls whose result is like their first argument.
 LIKE_FIRST = frozenset(
     "_softmax_backward_data masked_fill silu_backward gelu_backward tanh_backward gelu _log_softmax index_add "
-    "_softmax sigmoid sigmoid_backward clamp scatter scatter_add empty_like zeros_like ones_like".split()
+    "_softmax sigmoid sigmoid_backward clamp scatter scatter_add empty_like zeros_like ones_like triu tril".split()
 )
 
 
@@ -98,7 +98,9 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     given = list(_tensors(args))
     name, out = function._schema.name.removeprefix("aten::"), kwargs.get("out")
-    if name in PRODUCTS and out is not None and out.is_meta:
+    if (
+        isinstance(out, torch.Tensor) and out.is_meta and out.numel()
+    ):  # where it is told to write has its shape
         return out
     elsewhere = torch.device(kwargs.get("device") or "meta").type != "meta"
     if not given or out is not None or elsewhere or not all(value.is_meta for value in given):
@@ -129,6 +131,9 @@ def _shape(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[
     first = list(given[0].shape)
     if name in LIKE_FIRST:
         return first
+    if name == "repeat":
+        times: list[int] = args[1]
+        return [a * b for a, b in zip([1] * (len(times) - len(first)) + first, times, strict=True)]
     if name in SAME_TYPE or name in COMPARISONS or name == "where":
         return _broadcast([value.shape for value in given])
     if name in OVER_DIMENSIONS and given[0].is_floating_point():
@@ -137,7 +142,7 @@ def _shape(name: str, args: tuple[Any, ...], given: list[torch.Tensor]) -> list[
     if name == "gather":
         return list(given[1].shape)
     if name in PRODUCTS:
-        return [given[-2].shape[0], given[-1].shape[1]]
+        return [*given[-2].shape[:-1], given[-1].shape[-1]]
     return _chosen(name, args, given) or _put_together(name, args, given)
 
 
