@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -119,51 +120,61 @@ def step_room(recipe: Recipe, infos: list[ParamInfo]) -> int:
     return 3 * max(largest, *copied, 0) + (max(copied, default=0) if recipe.optimizer.per_layer else held)
 
 
-def widening_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int, trains: bool = True) -> int:
+class Widths(NamedTuple):
+    """The most inputs and outputs of a linear map of a model's body, and the most weights; how many layers it has."""
+
+    inputs: int
+    outputs: int
+    weights: int
+    layers: int
+
+
+def widths_of(hf: Skeleton) -> Widths:
+    """Of a model without weights; of one without a linear map in its body those of the head."""
+    layers = [m for m in hf.modules() if isinstance(m, nn.Linear | FrozenLinear)]
+    body = [m for m in layers if m is not hf.lm_head] or layers
+    inputs, outputs = max(m.in_features for m in body), max(m.out_features for m in body)
+    return Widths(inputs, outputs, max(m.in_features * m.out_features for m in body), len(hf.model.layers))
+
+
+def widening_room(recipe: Recipe, widths: Widths, device: str, tokens: int, trains: bool = True) -> int:
     """Bytes of the rooms that are kept on a CPU that is given float32 numbers for products of bfloat16.
 
     Args:
-        numbers: of the states of a micro-batch, (tokens, hidden).
+        tokens: of a micro-batch.
         trains: or scores.
     """
     dtype = DTYPES[recipe.model.dtype]
     if device != "cpu" or recipe.adapter is None or working(torch.empty(FEW, 1, dtype=dtype)) == dtype:
         return 0
-    layers = [m for m in hf.modules() if isinstance(m, nn.Linear | FrozenLinear)]
-    body = [m for m in layers if m is not hf.lm_head] or layers
-    most_in, most_out = max(m.in_features for m in body), max(m.out_features for m in body)
-    tokens: int = numbers // hf.config.hidden_size
     # Input and its gradient, and that without what is dropped; output, its gradient, and those of two siblings.
     dropped = trains and getattr(recipe.adapter, "dropout", 0) > 0
-    wide = tokens * ((2 + dropped) * most_in + 4 * most_out)
-    return 4 * (wide + max(m.in_features * m.out_features for m in body) + WIDENED)
+    wide = tokens * ((2 + dropped) * widths.inputs + 4 * widths.outputs)
+    return 4 * (wide + widths.weights + WIDENED)
 
 
-def allocator_room(recipe: Recipe, hf: Skeleton, device: str, numbers: int, recomputed: int) -> int:
+def allocator_room(recipe: Recipe, widths: Widths, device: str, tokens: int, recomputed: int) -> int:
     """Bytes between blocks that a CPU's allocator does not give back while it trains.
 
     Args:
-        numbers: of the states of a micro-batch, (tokens, hidden).
+        tokens: of a micro-batch.
         recomputed: layers that are computed again, which keep about half as many blocks.
     """
     if device != "cpu":
         return 0
-    dtype, body = DTYPES[recipe.model.dtype], hf.model.layers
-    layers = [m for m in body.modules() if isinstance(m, nn.Linear | FrozenLinear)]
-    widest = max((m.out_features for m in layers), default=0)
-    tokens: int = numbers // hf.config.hidden_size
     times = ACCUMULATED if recipe.train.gradient_accumulation > 1 else BETWEEN
-    return round(times * (len(body) - recomputed / 2) * tokens * widest * dtype.itemsize)
+    states = tokens * widths.outputs * DTYPES[recipe.model.dtype].itemsize
+    return round(times * (widths.layers - recomputed / 2) * states)
 
 
-def scoring_room(recipe: Recipe, hf: Skeleton, device: str, tokens: int) -> int:
+def scoring_room(recipe: Recipe, widths: Widths, device: str, tokens: int) -> int:
     """Bytes that a CPU's allocator keeps while a batch of so many tokens is scored, rooms of float32 numbers included.
 
     They take what they would with gradients, as whole processes of `lrft eval` were measured.
     """
     if device != "cpu":
         return 0
-    return SCORED + widening_room(recipe, hf, device, tokens * hf.config.hidden_size, trains=False)
+    return SCORED + widening_room(recipe, widths, device, tokens, trains=False)
 
 
 def saving_room(recipe: Recipe, infos: list[ParamInfo], state: int) -> int:

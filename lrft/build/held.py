@@ -16,7 +16,7 @@ SAME_TYPE = frozenset(
     "add sub rsub mul div floor_divide pow rsqrt sqrt neg tanh exp log silu clamp_min".split()
 )
 # Calls on each entry of two whose result is true or false.
-COMPARISONS = {"ge", "le", "gt", "lt", "logical_and", "bitwise_and"}
+COMPARISONS = {"ge", "le", "gt", "lt", "eq", "ne", "logical_and", "bitwise_and"}
 # Calls on a dimension, or several, that are taken together.
 OVER_DIMENSIONS = {"amax", "sum", "mean"}
 PRODUCTS = {"mm", "addmm", "bmm", "baddbmm"}

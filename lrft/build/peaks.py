@@ -21,6 +21,7 @@ from lrft.build.at_rest import (
     state_bytes,
     stored_bytes,
     widening_room,
+    widths_of,
 )
 from lrft.build.measure import Planned, counted, planned
 from lrft.build.measured import Peak, Peaks
@@ -77,6 +78,7 @@ class PeaksOf:
         storage = Storage(keeps_dense(recipe), decoding_room(recipe))
         for layer in self._different():
             freeze(layer, storage, keeps_start(recipe))
+        self.widths = widths_of(hf)
 
     def of(self, recipe: Recipe) -> PeaksOf:
         """Those of another recipe on the same modules."""
@@ -188,8 +190,9 @@ class PeaksOf:
 
     def _train(self, tried: Tried, recomputed: int) -> tuple[Peak, str]:
         """The peak of a step, and the moment it is at."""
-        room = widening_room(self.recipe, self.hf, self.device, tried.rows // self.item)
-        between = allocator_room(self.recipe, self.hf, self.device, tried.rows // self.item, recomputed)
+        tokens: int = tried.rows // self.item // self.hf.config.hidden_size
+        room = widening_room(self.recipe, self.widths, self.device, tokens)
+        between = allocator_room(self.recipe, self.widths, self.device, tokens, recomputed)
         held = {**self.held, "allocator": between}
         moments = (
             (self._peak(**{**held, **parts, "working": parts.get("working", 0) + room}), name)
@@ -209,7 +212,7 @@ class PeaksOf:
         tokens, texts = shape.rows * shape.length, rows if self.embeds else 0
         loss = try_loss(self.hf, tokens, device=self.device, trains=False, texts=texts).forward
         held = {"runtime": runtime_bytes(self.device, self.item, trains=False)}
-        held["allocator"] = scoring_room(self.recipe, self.hf, self.device, tokens)
+        held["allocator"] = scoring_room(self.recipe, self.widths, self.device, tokens)
         return self._peak(activations=self._between(shape), working=max(loss, *layers), **held)
 
     def _merging(self, scored: Peak) -> Peak:
