@@ -114,7 +114,7 @@ def _micro_batches(data: TrainData) -> Iterator[Batch]:
     return chain.from_iterable(data.at(step).micro_batches for step in count())
 
 
-def _calibration_data(recipe: Recipe, text: Text, rows: list[Encoded], single: bool) -> TrainData:
+def _calibration_data(recipe: Recipe, text: Text, rows: Sequence[Encoded], single: bool) -> TrainData:
     """Rows cut as training cuts them, or one document a micro-batch."""
     settings = recipe.train
     pairs = single and any(row.parts for row in rows)

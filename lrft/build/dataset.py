@@ -10,6 +10,7 @@ from lrft.build.rows import both_splits, feature_columns, format_config, held_ou
 from lrft.build.text import Text
 from lrft.data.gate import SHOWN
 from lrft.data.prepare import prepare
+from lrft.data.row_sums import tokens_sum
 from lrft.data.tokenize import Renderer
 from lrft.evaluation.subject import Progress, silent
 from lrft.model.hf import TextConfig
@@ -141,6 +142,8 @@ def _read_held_out(
                 f"data.eval: {len(long)} of {len(prepared.rows)} rows have more tokens than the model has positions "
                 f"({positions}; first: {first}); shorten them, or write data.too_long: drop or truncate_left"
             )
-    seen = {tuple(row.input_ids) for row in text.train}
-    both = [i for i, row in enumerate(prepared.encoded) if row.input_ids and tuple(row.input_ids) in seen]
+    seen = {tokens_sum(row.input_ids) for row in text.train}
+    both = [
+        i for i, row in enumerate(prepared.encoded) if row.input_ids and tokens_sum(row.input_ids) in seen
+    ]
     text.overlap = (len(both), tuple(prepared.rows.where(i) for i in both[:SHOWN]))

@@ -18,7 +18,7 @@ READS = ("name", "revision", "tokenizer", "add_tokens")  # what decides the toke
 def identify(recipe: Recipe, text: Text | None) -> TrainedOn:
     """What is known before the base is loaded.
 
-    All rows that are trained on are in memory as tokens, whatever they were read from, so all of them count. Where only
+    All rows that are trained on are kept as tokens, whatever they were read from, so all of them count. Where only
     evaluation is wanted the held-out rows are not encoded, and known by the sums of their files alone.
 
     Args:

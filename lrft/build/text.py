@@ -48,14 +48,14 @@ class Text:
     stop_ids: set[int]
     pad_id: int
     renderer: Renderer
-    train: list[Encoded] = field(default_factory=list)
+    train: Sequence[Encoded] = ()
     report: GateReport | None = None
     rows: Rows | None = None
     held_out: Rows | None = None
     held_out_report: GateReport | None = None
     overlap: tuple[int, tuple[str, ...]] = (0, ())
     fingerprints: dict[str, str] = field(default_factory=dict)
-    scored: list[Encoded] | None = None
+    scored: Sequence[Encoded] | None = None
     scored_of: Sequence[int] = ()
     scored_rows: Rows | None = None
     mixture: Mixture | None = None
@@ -75,6 +75,7 @@ class Text:
         if self.held_out is None:
             return {}
         kept = self.held_out.first_indices(limit)
+        encoded: Sequence[Encoded]
         if self.scored is None:
             encoded, of = encode_each(self.held_out.chosen(kept), self.renderer)
             of = [kept[k] for k in of]

@@ -12,6 +12,7 @@ from lrft.data.example import Example, Message
 from lrft.data.formats._format import Format
 from lrft.data.near import Pair, Texts, words
 from lrft.data.reached import MEANT, leaves
+from lrft.data.row_sums import tokens_sum
 from lrft.data.rows import Rows
 from lrft.registry.json import Json
 
@@ -135,10 +136,10 @@ def _placed(pairs: list[Pair], asked: dict[int, int], rows: list[tuple[Split, in
 
 def _equal(rows: list[tuple[Split, int]]) -> set[int]:
     """Rows whose tokens are those of an earlier one."""
-    seen: set[tuple[int, ...]] = set()
+    seen: set[bytes] = set()
     found = set()
     for number, (split, index) in enumerate(rows):
-        ids = tuple(split.encoded[index].input_ids)
+        ids = tokens_sum(split.encoded[index].input_ids)
         if ids in seen:
             found.add(number)
         seen.add(ids)

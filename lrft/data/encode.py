@@ -12,6 +12,7 @@ from lrft.core import stop
 from lrft.data.drafts import Draft
 from lrft.data.encode_apart import Place, entries_apart
 from lrft.data.encoded import Encoded
+from lrft.data.encoded_rows import EncodedRows
 from lrft.data.example import Row
 from lrft.data.rows import Rows, placed
 from lrft.registry.errors import DataError
@@ -24,7 +25,7 @@ BATCH = 256  # rows; what of them is text at a time is little beside their token
 
 def encode_all(
     rows: Rows, renderer: Renderer, progress: Callable[[int, int], None] | None = None
-) -> list[Encoded]:
+) -> Sequence[Encoded]:
     """Every row in order; `progress` hears (rows done, rows in all).
 
     Raises:
@@ -38,7 +39,7 @@ def encode_each(
     renderer: Renderer,
     progress: Callable[[int, int], None] | None = None,
     processes: int = 1,
-) -> tuple[list[Encoded], Sequence[int]]:
+) -> tuple[EncodedRows, Sequence[int]]:
     """Every row in order, and for each of them which row it is of: a document may be learnt in several windows.
 
     Args:
@@ -47,7 +48,7 @@ def encode_each(
     Raises:
         DataError: as `encode_all`.
     """
-    encoded: list[Encoded] = []
+    encoded = EncodedRows()
     of = array("q")
     apart = processes > 1 and len(rows) > BATCH
     place = partial(placed, rows)
@@ -57,7 +58,7 @@ def encode_each(
     with closing(given):
         for index, found in enumerate(given):
             stop.poll()
-            encoded += found
+            encoded.extend(found)
             of.extend([index] * len(found))
             if progress is not None:
                 progress(index + 1, len(rows))

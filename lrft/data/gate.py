@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from array import array
+from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 
 from lrft.data.encoded import Encoded
 from lrft.data.gate_report import GateReport, key_of
+from lrft.data.row_sums import tokens_sum
 from lrft.data.rows import Rows
 from lrft.registry.protocols import Tokenizer
 
@@ -17,20 +19,19 @@ def inspect(
     encoded: Sequence[Encoded], rows: Rows, tokenizer: Tokenizer, stop_ids: set[int], max_length: int
 ) -> GateReport:
     """Count what the gate judges; `encoded[i]` is `rows[i]`."""
-    tests = _tests(stop_ids, max_length)
-    found = {kind: [index for index, row in enumerate(encoded) if test(row)] for kind, test in tests.items()}
-    found["duplicates"] = _duplicates(encoded)
-    unwritten = _named(encoded, lambda row: row.notes.unwritten)
-    unread = _named(encoded, lambda row: row.notes.unread)
+    seen = _Seen(_tests(stop_ids, max_length))
+    for index, row in enumerate(encoded):  # once: each row may be made for it
+        seen.look(index, row)
+    found = seen.found
     counts = {kind: len(indices) for kind, indices in found.items()}
-    found |= {key_of(name): indices for name, indices in unwritten.items()}
-    lengths = sorted(row.length for row in encoded) or [0]
+    found |= {key_of(name): indices for name, indices in seen.unwritten.items()}
+    lengths = sorted(seen.lengths) or [0]
     return GateReport(
         rows=len(encoded),
-        pairs=sum(bool(row.parts) and not row.embedded for row in encoded),
-        embedded=sum(row.embedded for row in encoded),
-        tokens=sum(len(row.input_ids) for row in encoded),
-        supervised=sum(row.targets for row in encoded),
+        pairs=seen.pairs,
+        embedded=seen.embedded,
+        tokens=seen.tokens,
+        supervised=seen.targets,
         max_length=max_length,
         length_p50=lengths[len(lengths) // 2],
         length_p95=lengths[min(len(lengths) - 1, len(lengths) * 95 // 100)],
@@ -42,8 +43,8 @@ def inspect(
             for kind, indices in found.items()
             if indices
         },
-        unwritten={name: len(indices) for name, indices in unwritten.items()},
-        unread={name: len(indices) for name, indices in unread.items()},
+        unwritten={name: len(indices) for name, indices in seen.unwritten.items()},
+        unread={name: len(indices) for name, indices in seen.unread.items()},
         **counts,
     )
 
@@ -68,13 +69,41 @@ def _tests(stop_ids: set[int], max_length: int) -> dict[str, Callable[[Encoded],
     }
 
 
-def _named(encoded: Sequence[Encoded], names: Callable[[Encoded], tuple[str, ...]]) -> dict[str, list[int]]:
-    """Name -> the rows that have it."""
-    found: dict[str, list[int]] = {}
-    for index, row in enumerate(encoded):
-        for name in names(row):
-            found.setdefault(name, []).append(index)
-    return found
+class _Seen:
+    """What was counted of the rows so far.
+
+    Attributes:
+        found: kind of problem -> the rows that have it.
+        unwritten, unread: name of what no text holds -> the rows that have it.
+    """
+
+    def __init__(self, tests: Mapping[str, Callable[[Encoded], bool]]) -> None:
+        self.tests = tests
+        self.found: dict[str, list[int]] = {kind: [] for kind in (*tests, "duplicates")}
+        self.unwritten: dict[str, list[int]] = {}
+        self.unread: dict[str, list[int]] = {}
+        self.lengths = array("q")
+        self.pairs = self.embedded = self.tokens = self.targets = 0
+        self._texts: set[bytes] = set()
+
+    def look(self, index: int, row: Encoded) -> None:
+        """Count a row."""
+        for kind, test in self.tests.items():
+            if test(row):
+                self.found[kind].append(index)
+        if row.input_ids:
+            text = tokens_sum(row.input_ids)
+            if text in self._texts:
+                self.found["duplicates"].append(index)
+            self._texts.add(text)
+        for names, by_name in ((row.notes.unwritten, self.unwritten), (row.notes.unread, self.unread)):
+            for name in names:
+                by_name.setdefault(name, []).append(index)
+        self.lengths.append(row.length)
+        self.pairs += bool(row.parts) and not row.embedded
+        self.embedded += row.embedded
+        self.tokens += len(row.input_ids)
+        self.targets += row.targets
 
 
 def _unstopped(row: Encoded, stop_ids: set[int]) -> bool:
@@ -106,13 +135,3 @@ def _equal_answers(row: Encoded) -> bool:
 def _learnt(document: Encoded) -> list[int]:
     """The targets of one document."""
     return list(compress(document.input_ids, document.supervised))
-
-
-def _duplicates(encoded: Sequence[Encoded]) -> list[int]:
-    seen, found = set[tuple[int, ...]](), list[int]()
-    for index, row in enumerate(encoded):
-        ids = tuple(row.input_ids)
-        if ids and ids in seen:
-            found.append(index)
-        seen.add(ids)
-    return found

@@ -23,7 +23,7 @@ class Prepared:
     """
 
     rows: Rows
-    encoded: list[Encoded]
+    encoded: Sequence[Encoded]
     report: GateReport
     of: Sequence[int]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Sequence
+from itertools import islice
 
 from lrft.data.encoded import Encoded
 from lrft.registry.json import Json
@@ -21,20 +22,27 @@ def record_rows(encoded: Sequence[Encoded]) -> dict[str, Json]:
     """
     whole = hashlib.sha256()
     digits = []
-    size = block_size(len(encoded))
-    for start in range(0, len(encoded), size):
+    tokens = targets = 0
+    size, rows = block_size(len(encoded)), iter(encoded)
+    for _ in range(0, len(encoded), size):
         block = hashlib.sha256()
-        for row in encoded[start : start + size]:
+        for row in islice(rows, size):
             block.update(_bytes(row))
+            tokens, targets = tokens + len(row.input_ids), targets + row.targets
         whole.update(block.digest())
         digits.append(block.hexdigest()[:DIGITS])
     return {
         "sha256": whole.hexdigest(),
         "rows": len(encoded),
-        "tokens": sum(len(row.input_ids) for row in encoded),
-        "targets": sum(row.targets for row in encoded),
+        "tokens": tokens,
+        "targets": targets,
         "digits": "".join(digits),
     }
+
+
+def tokens_sum(ids: Sequence[int]) -> bytes:
+    """What tells rows of other tokens apart, in sixteen bytes."""
+    return hashlib.blake2b(array("q", ids).tobytes(), digest_size=16).digest()
 
 
 def block_size(rows: int) -> int:

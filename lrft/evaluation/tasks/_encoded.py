@@ -33,7 +33,7 @@ def check_form(renderer: Renderer, trait: str, what: str, remedy: str) -> None:
 
 def encode_texts(
     subject: Subject, rows: Rows, renderer: Renderer, what: str
-) -> tuple[list[Encoded], list[int]]:
+) -> tuple[Sequence[Encoded], list[int]]:
     """Every row of one or several texts, and the indices of those with something to learn.
 
     Args:
@@ -72,7 +72,7 @@ def scores_of(
     return [(batch.examples, scores) for batch, scores in zip(batches, found, strict=True)]
 
 
-def encode_rows(subject: Subject, rows: Rows, renderer: Renderer) -> tuple[list[Encoded], Sequence[int]]:
+def encode_rows(subject: Subject, rows: Rows, renderer: Renderer) -> tuple[Sequence[Encoded], Sequence[int]]:
     """Every row as it is trained on, a long one as several where it goes on, and for each which of the rows it is.
 
     Raises:

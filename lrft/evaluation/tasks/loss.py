@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lrft.data.encoded import Encoded
 from lrft.data.eval_batches import eval_batches
@@ -59,7 +59,7 @@ class Loss(OfRows):
             metrics |= {f"loss/{name}": part.loss for name, part in parts.items()}
         return self.result(subject, rows, metrics, n=len(scored))
 
-    def _scored(self, subject: Subject, encoded: list[Encoded]) -> LossResult:
+    def _scored(self, subject: Subject, encoded: Sequence[Encoded]) -> LossResult:
         batches = eval_batches(encoded, subject.batch_tokens, subject.pad_id)
         total = len(encoded)
         return held_out_loss(
@@ -67,7 +67,7 @@ class Loss(OfRows):
         )
 
 
-def _by_source(rows: Rows, encoded: list[Encoded], of: Sequence[int]) -> dict[str, list[Encoded]]:
+def _by_source(rows: Rows, encoded: Sequence[Encoded], of: Sequence[int]) -> Mapping[str, Sequence[Encoded]]:
     """The rows of every source that has some to score; of one source all of them, whatever they hold."""
     if not rows.sources:
         return {"": encoded}
