@@ -159,7 +159,7 @@ def restore(run: Run, saved: OpenCheckpoint, expected: Expected) -> None:
         optimizer = {
             k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")
         }
-        if why := misfit(optimizer, state["optimizer"], expected):
+        if why := misfit(optimizer, state["optimizer"], expected, begun_whole=True):
             raise ValueError(f"of the optimizer's state, {why}")
         _restore(run, state, tensors)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:

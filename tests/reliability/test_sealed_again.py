@@ -17,7 +17,7 @@ from lrft.files.json import with_sum
 from lrft.files.sums import MANIFEST, file_sum, folder_manifest, manifest_bytes, plain_sum
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.errors import DamagedFile
-from lrft.training.opened import OPTIMIZER
+from lrft.training.opened import OPTIMIZER, STATE
 from tests.reliability.damaged_inputs import FIT, TRANSFER, Prepared
 from tests.reliability.full_disk import Bench, _remove, call
 from tests.reliability.struck import files_in
@@ -172,6 +172,44 @@ def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prep
     assert "does not fit this run (ValueError: of the optimizer's state" in error and "is meant" in error, (
         error
     )
+    shutil.rmtree(place)
+
+
+def _without_a_number(states: dict) -> bool:
+    """Take the first tensor away that is not a parameter's only one."""
+    for inner in states.values():
+        if not isinstance(inner, dict) or set(inner) == {"__tensor__"}:
+            continue
+        kept = [name for name, one in inner.items() if isinstance(one, dict) and set(one) == {"__tensor__"}]
+        if len(kept) > 1 or (kept and len(inner) > 1):
+            del inner[kept[0]]
+            return True
+        if _without_a_number(inner):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw in 8 bits", "lora_pro", "galore", "copies"])
+def test_optimizer_state_that_lacks_a_number_is_refused_before_a_step(prepared, name):
+    place = prepared.place((), prepared.bench.folder)
+    run = prepared.bench.folder / f"optimizer of {name}"
+    if not run.exists():
+        ended = call(place, ("train", "recipe.yaml", "--out", str(run), *TRAINED[name]))
+        assert ended.code == 0, ended
+    shutil.copytree(run, place / "run", symlinks=True)
+    for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
+        _remove(place / "run" / path)
+    (step,) = (place / "run" / "checkpoints").iterdir()
+    state = json.loads((step / STATE).read_text())
+    lacks = _without_a_number(state["optimizer"])
+    (step / STATE).write_text(json.dumps(state))
+    record = json.loads((step / MANIFEST).read_text())
+    record["files"][STATE] = plain_sum(file_sum(step / STATE))
+    (step / MANIFEST).write_bytes(manifest_bytes({k: v for k, v in record.items() if k != "sha256"}))
+    ended = call(place, ("train", "run", "--resume"))
+    assert lacks and ended.raised == "", ended
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert ended.code == 2 and "of the optimizer's state" in error and error.count("is missing") == 1, error
     shutil.rmtree(place)
 
 
