@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from lrft.build.text import Text
+from lrft.core.in_layer import in_layer
 from lrft.core.stages import Plan
 from lrft.model.causal_lm import CausalLM
-from lrft.model.chosen import LAYER
 from lrft.model.sites import ALL
 from lrft.model.text_part import parts_aside
 from lrft.ops.linalg import ITERATIONS, LARGEST_EXACT
@@ -46,7 +46,7 @@ def of_attentions(recipe: Recipe, plan: Plan, model: CausalLM) -> list[str]:
     if asked is None or not names or asked.targets != ALL or asked.exclude or asked.layers is not None:
         return []
     total = model.hf.config.get_text_config().num_hidden_layers
-    without = total - len({found[1] for name in names if (found := LAYER.search(name))})
+    without = total - len({found.number for name in names if (found := in_layer(name))})
     told = f"adapter: {without} of {total} layers have no attention with layers k_proj and v_proj, and get none there"
     return [told] if without else []
 

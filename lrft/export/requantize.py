@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lrft.core import stop
 from lrft.core.batch import Batch
+from lrft.core.in_layer import in_layer
 from lrft.core.levels import Levelled
 from lrft.core.objective import Objective
 from lrft.core.on_grid import OnGrid
@@ -27,7 +28,6 @@ from lrft.core.params import Site
 from lrft.export.feedback import Feedback, moments, rounders
 from lrft.export.pairs import Pair
 from lrft.export.rounding import check_finite, rounded
-from lrft.model.base_infos import BLOCK
 from lrft.model.causal_lm import CausalLM
 from lrft.model.in_turn import InTurn
 from lrft.model.sites import linear_sites
@@ -145,11 +145,11 @@ def _open(dense: CausalLM, bits: Bits) -> tuple[dict[str, list[Site]], InBits]:
     """The layers to round by block, in the order of the model."""
     blocks: dict[str, list[Site]] = {}
     for name, site in linear_sites(dense).items():
-        block = BLOCK.match(f"{name}.")
+        block = in_layer(name)
         fits = bits.storage.fits(bits.config, site.out_features, site.in_features)
         plain = type(dense.hf.get_submodule(name)) is nn.Linear  # transformers replaces no other
         if block is not None and fits and plain:
-            blocks.setdefault(block.group(1), []).append(site)
+            blocks.setdefault(block.path, []).append(site)
     chosen = {site.name for sites in blocks.values() for site in sites}
     linear = [name for name, module in dense.hf.named_modules() if isinstance(module, nn.Linear)]
     return blocks, InBits(dense=[name for name in linear if name not in chosen])

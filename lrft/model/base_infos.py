@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
+from lrft.core.in_layer import in_layer
 from lrft.core.params import ParamInfo
 from lrft.model.causal_lm import SCORE, CausalLM
 from lrft.model.experts import paths_apart
 from lrft.model.hf import head_of
 from lrft.model.sites import is_transposed, linear_shape
 
-BLOCK = re.compile(r"^(.*?\.\d+)\.")
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 QUERIES_OR_KEYS = re.compile(r"\.[qk]_proj\.weight$")
 
@@ -34,13 +34,13 @@ def base_infos(model: CausalLM, trained: list[tuple[str, nn.Parameter]]) -> list
     experts, found = paths_apart(model.hf), []
     hidden = model.hf.config.get_text_config().hidden_size
     for name, parameter in trained:
-        owner, block = owners[id(parameter)], BLOCK.match(name)
+        owner, block = owners[id(parameter)], in_layer(name)
         found.append(
             ParamInfo(
                 name,
                 parameter,
                 roles.get(id(parameter)) or _role(owner, parameter, hidden),
-                block=block.group(1) if block else "",
+                block=block.path if block else "",
                 sparse=bool(experts) and name.startswith(experts),
                 head_rows=_head_rows(model, name, parameter),
                 transposed=parameter.ndim > 1 and _is_turned(owner, parameter, hidden),

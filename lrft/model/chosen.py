@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable
 
 from lrft.core.adapter import Adapter
+from lrft.core.in_layer import in_layer
 from lrft.core.params import Site
 from lrft.model.sites import TargetRow, choose, matches
 from lrft.registry.config import AdapterConfig
 from lrft.registry.did_you_mean import did_you_mean
 from lrft.registry.errors import RecipeError
-
-LAYER = re.compile(
-    r"\.(\d+)(?:\.|$)"
-)  # the first number of a path counts the model's layers; later ones count experts
 
 
 def choose_sites(
@@ -80,7 +76,7 @@ def _in_other_layers(targeted: Collection[str], layers: int | str | list[int | s
     """The targeted sites that are in none of the layers named; one outside all layers is in none."""
     if layers is None:
         return set()
-    numbers = {name: int(found[1]) for name in targeted if (found := LAYER.search(name))}
+    numbers = {name: found.number for name in targeted if (found := in_layer(name))}
     kept: set[int] = set()
     for written in layers if isinstance(layers, list) else [layers]:
         first, dash, end = str(written).partition("-")

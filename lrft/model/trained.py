@@ -12,10 +12,11 @@ from lrft.core.adapted import Adapted, adapted
 from lrft.core.block import OfParameters
 from lrft.core.changed import PARTS, Changed
 from lrft.core.frozen import FrozenLinear
+from lrft.core.in_layer import in_layer
 from lrft.core.less import changed, start_of
 from lrft.core.params import ParamInfo, Site
 from lrft.core.units import WHOLE
-from lrft.model.base_infos import BLOCK, base_infos
+from lrft.model.base_infos import base_infos
 from lrft.model.causal_lm import CausalLM
 from lrft.model.new_rows import TOKENS
 from lrft.model.sites import linear_sites, matches
@@ -138,7 +139,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
     for site, module in adapted(model.hf):
         adapter = module.adapter
         held = dict(adapter.named_parameters())
-        block = BLOCK.match(f"{site}.")
+        block = in_layer(site)
         for name, parameter in held.items():
             if parameter.requires_grad:
                 found.append(
@@ -149,7 +150,7 @@ def _adapter_infos(model: CausalLM) -> list[ParamInfo]:
                         site,
                         scaling=float(adapter.scaling),
                         partner=held.get({"A": "B", "B": "A"}.get(name, "")),
-                        block=block.group(1) if block else "",
+                        block=block.path if block else "",
                         sparse=bool(model.features)
                         or adapter.skipped
                         or adapter.site.kind == "expert"

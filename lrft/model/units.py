@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
+from lrft.core.in_layer import in_layer
 from lrft.core.params import Site
 from lrft.core.units import CUT, HIDDEN, WHOLE, Pruned, Units, recovered, spread
 from lrft.model.causal_lm import CausalLM
@@ -20,7 +20,6 @@ from lrft.registry.errors import RecipeError
 
 Hook = Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor, ...] | None]
 UNITS = "units."  # goes before their names in a checkpoint
-DEPTH = re.compile(r"\.(\d+)\.")
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
 FEED_FORWARD = ("gate_proj", "up_proj", "down_proj")
 
@@ -41,7 +40,7 @@ def find_units(model: CausalLM) -> list[Units]:
     for name, layers in blocks.items():
         own = [
             torch.Size()
-            if DEPTH.search(path)
+            if in_layer(path)
             else parameter.shape  # of numbered parts, such as one head's own norm
             for path, parameter in model.hf.get_submodule(name).named_parameters()
             if path.partition(".")[0] not in layers
@@ -65,14 +64,14 @@ def find_units(model: CausalLM) -> list[Units]:
 
 def _stands_in_a_layer(name: str) -> bool:
     """Whether a block is a decoder layer's own, and no part of a larger one that holds experts beside it."""
-    found = DEPTH.search(name)
-    return found is not None and "." not in name[found.end() :]
+    found = in_layer(name)
+    return found is not None and found.rest != "" and "." not in found.rest
 
 
 def _depth(name: str) -> int:
-    found = DEPTH.search(f"{name}.")
+    found = in_layer(name)
     assert found is not None, "blocks outside of the layers are left out"
-    return int(found[1])
+    return found.number
 
 
 def _heads(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lrft.core import stop
 from lrft.core.batch import Batch
+from lrft.core.in_layer import in_layer
 from lrft.core.objective import Objective
 from lrft.evaluation.progress import EvaluationBar
 from lrft.export.delta import held_of
@@ -16,7 +17,6 @@ from lrft.export.delta_held import Held
 from lrft.export.feedback import moments
 from lrft.export.mixed_bits import Groups, budget, compress
 from lrft.files.tensors_written import Gathered
-from lrft.model.base_infos import BLOCK
 from lrft.model.causal_lm import CausalLM
 from lrft.model.in_turn import InTurn
 from lrft.model.layout import gather
@@ -91,10 +91,10 @@ def in_turn(at: Calibration, held: Held, found: Found, ratio: float, groups: Gro
     blocks = dict[str, list[str]]()
     sites = linear_sites(at.model)
     for name in sites:
-        inside = BLOCK.match(f"{name}.")
+        inside = in_layer(name)
         plain = not is_transposed(at.model.hf.get_submodule(name))
         if inside and plain and _is_of_block(held, f"{name}.weight"):
-            blocks.setdefault(inside.group(1), []).append(name)
+            blocks.setdefault(inside.path, []).append(name)
     turn = InTurn(at.model, list(blocks), at.batches)
     with EvaluationBar(unit="blocks") as show:
         for place, names in enumerate(blocks.values()):
@@ -125,5 +125,5 @@ def _budget(held: Held, name: str, ratio: float) -> Groups:
 
 def _is_of_block(held: Held, name: str) -> bool:
     """Whether it is a matrix of a block that changed; it is read, and let go, only where that is still to be seen."""
-    is_matrix = name in held and BLOCK.match(name) is not None and len(held.shapes[name]) == 2
+    is_matrix = name in held and in_layer(name) is not None and len(held.shapes[name]) == 2
     return is_matrix and bool(held[name].any())

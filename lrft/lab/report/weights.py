@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from lrft.core.in_layer import in_layer
 from lrft.lab.report.chart import Band, Chart, Line, draw
 from lrft.lab.report.metrics import Point
 from lrft.lab.report.read import RunData
-from lrft.lab.spectra.measure import LAYER
 from lrft.lab.spectra.record import SiteRecord
 from lrft.lab.spectra.table import by_module, cells_of_modules
 from lrft.model.sites import matches
@@ -132,16 +132,16 @@ def _span(values: list[float]) -> str:
 
 
 def _module(name: str) -> str:
-    found = LAYER.match(name)
-    return found[2] if found else name
+    found = in_layer(name)
+    return found.rest if found else name
 
 
 def _maps(run: RunData, sites: Sequence[SiteRecord]) -> list[HeatMap | None]:
     if not sites:
         ranks = {
-            (int(found[1]), found[2]): rank
+            (found.number, found.rest): rank
             for name, entry in run.plan.items()
-            if (found := LAYER.match(name)) and (rank := (entry["settings"] or {}).get("rank")) is not None
+            if (found := in_layer(name)) and (rank := (entry["settings"] or {}).get("rank")) is not None
         }
         return [heat_map("rank, as planned", ranks)]
     return [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lrft.core.adapter import Factors
+from lrft.core.in_layer import in_layer
 from lrft.lab.spectra.record import Angles, Intruders, SiteRecord
 from lrft.ops.spectrum import (
     Triples,
@@ -26,7 +26,6 @@ from lrft.registry.errors import NumericalError
 
 KEPT = 64  # singular values of a site that a record holds
 DIGITS = 6
-LAYER = re.compile(r"^(?:.*?\.)?(\d+)\.(.+)$")
 
 
 @dataclass(frozen=True)
@@ -88,14 +87,14 @@ def measure(change: SiteChange, look: Look) -> SiteRecord:
     weight = None if change.before is None else change.before().to(values.device)
     norm = float(values.square().sum().sqrt())
     weight_norm = None if weight is None else float(weight.norm())
-    found = LAYER.match(change.site)
+    found = in_layer(change.site)
     output = input = intruders = None
     if weight is not None and not look.quick:
         output, input, intruders = _beside(change, triples, rank, weight, look)
     return {
         "site": change.site,
-        "layer": int(found[1]) if found else None,
-        "module": found[2] if found else change.site,
+        "layer": found.number if found else None,
+        "module": found.rest if found else change.site,
         "shape": list(change.shape),
         "allocated": change.allocated,
         "rank": rank,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +14,12 @@ from lrft.core.adapter import Hosting, Shared
 from lrft.core.batch import Batch
 from lrft.core.context import current_batch, real_tokens, share_done
 from lrft.core.frozen import FrozenLinear
+from lrft.core.in_layer import in_layer
 from lrft.ops.channel_matmul import Channels, channel_linear
 from lrft.ops.linalg import truncated_svd
 from lrft.registry.errors import RecipeError
 
 ATTENTION, BLOCK = ("q_proj", "k_proj", "v_proj", "o_proj"), ("gate_proj", "up_proj", "down_proj")
-LAYER = re.compile(r"\.\d+\.")
 CHUNK = 1024  # tokens whose intermediate channels are predicted at a time
 Predictor = tuple[Tensor, Tensor]
 """down (r, in) and up (out, r) with W ~ up down."""
@@ -188,7 +187,7 @@ class Contextual(Shared):
 
 def _with(modules: Mapping[str, nn.Module], parts: tuple[str, ...]) -> dict[str, nn.Module]:
     """What holds these and stands in a decoder layer itself: beside a shared expert others compute all channels."""
-    own = [name for name in modules if (found := LAYER.search(name)) and "." not in name[found.end() :]]
+    own = [name for name in modules if (found := in_layer(name)) and found.rest and "." not in found.rest]
     return {name: modules[name] for name in own if all(f"{name}.{part}" in modules for part in parts)}
 
 

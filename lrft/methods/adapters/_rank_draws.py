@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Protocol, cast
 
 import torch
 
 from lrft.core.callback import TimedMethod
+from lrft.core.in_layer import layer_of
 from lrft.core.run import Run
-
-LAYER = re.compile(r"^(?:.*?\.)?\d+(?=\.)")  # up to the first number of a path
 
 
 class Searched(Protocol):
@@ -36,8 +34,7 @@ class RankDraws(TimedMethod):
         for name, site in run.adapted():
             part = cast(Prefixed, site.adapter)
             ranks = in_order(part.config.ranks or [])
-            found = LAYER.match(name)
-            layer = name if found is None else found[0]
+            layer = layer_of(name)
             if layer not in drawn:
                 drawn[layer] = int(torch.randint(len(ranks), (), generator=run.generator))
             part.live = ranks[drawn[layer]]

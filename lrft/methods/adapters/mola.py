@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 from torch import Tensor
 
 from lrft.core.adapter import Shared
+from lrft.core.in_layer import layer_of
 from lrft.core.params import Site
 from lrft.methods.adapters._experts import Experts
 from lrft.methods.adapters._routing import Balance, choose, measure, spread, switch_balance
 from lrft.registry.axes import ADAPTERS
 from lrft.registry.config import Field, model_validator
-
-LAYER = re.compile(r"\.\d+(?=\.)")
 
 
 @ADAPTERS.register
@@ -83,9 +81,3 @@ class MoLA(Experts):
     def penalty(self) -> Tensor | None:
         loads = self.routing.take()
         return self.config.balance * switch_balance(loads) if loads and self.config.balance > 0 else None
-
-
-def layer_of(name: str) -> str:
-    """The path of the layer a site stands in (`model.layers.3`), or its own where there is none."""
-    found = LAYER.search(name)
-    return name[: found.end()] if found else name

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional as F
 from lrft.core.adapter import Adapter, Shared
 from lrft.core.context import recomputing
 from lrft.core.frozen import FrozenLinear
+from lrft.core.in_layer import layer_of
 from lrft.core.params import Site
 from lrft.methods.adapters._pair import empty_pair
 from lrft.registry.axes import ADAPTERS
@@ -19,7 +19,6 @@ from lrft.registry.config import AdapterConfig, Field
 from lrft.registry.errors import RecipeError
 
 EPSILON = 1e-8
-LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 @ADAPTERS.register
@@ -142,12 +141,7 @@ class Chains(Shared):
         for name, state in self.states.items():
             kind = name.rpartition(".")[2]
             before = self.before[name] = last.get(kind)
-            if before is not None and _layer(before.name) == _layer(name):
+            if before is not None and layer_of(before.name) == layer_of(name):
                 message = f"{before.name} and {name} are of one layer and kind, and may see different tokens"
                 raise RecipeError(f"{message}, so no state goes between them; name others", "adapter.targets")
             last[kind] = state
-
-
-def _layer(name: str) -> str:
-    found = LAYER.match(name)
-    return name if found is None else found[1]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-
+from lrft.core.in_layer import in_layer
 from lrft.core.stages import Evidence, Plan, Planner, SitePlan
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Annotated, Field, Literal, MethodConfig
@@ -15,7 +14,6 @@ SHAPES = {
     "hourglass": [8, 2, 2, 8],
     "rectangle": [5, 5, 5, 5],
 }
-LAYER = re.compile(r"\.(\d+)(?=\.)")
 
 
 @ALLOCATORS.register
@@ -69,10 +67,10 @@ class MoLA(Planner):
 
 
 def _layer(name: str) -> int:
-    found = LAYER.search(name)
+    found = in_layer(name)
     if found is None:
         raise RecipeError(f"{name} stands in no numbered layer; leave it out of adapter.targets", "allocate")
-    return int(found[1])
+    return found.number
 
 
 def _with(entry: SitePlan, count: int) -> SitePlan:

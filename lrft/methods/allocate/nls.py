@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import re
 from collections.abc import Iterator
 from typing import TypedDict
 
@@ -11,13 +10,13 @@ import torch
 
 from lrft.core.callback import TimedMethod
 from lrft.core.elastic import Elastic
+from lrft.core.in_layer import in_layer
 from lrft.core.run import Run
 from lrft.core.stages import Planner
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Annotated, Field, Literal, MethodConfig, Problem, RecipeView, model_validator
 from lrft.registry.errors import RecipeError
 
-LAYER = re.compile(r"^(.*?\.\d+)\.")
 Choice = dict[str, int]  # group -> the place of its rank in `ranks`
 
 
@@ -113,8 +112,8 @@ class NLS(TimedMethod, Planner):
         """The name of a site's group: its layer and the patterns, or the site itself."""
         for patterns in self.config.groups:
             if any(fnmatch.fnmatchcase(site, p) or fnmatch.fnmatchcase(site, f"*.{p}") for p in patterns):
-                layer = LAYER.match(site)
-                return f"{layer[1] if layer else ''} {' '.join(patterns)}"
+                layer = in_layer(site)
+                return f"{layer.path if layer else ''} {' '.join(patterns)}"
         return site
 
     def first(self) -> Choice:

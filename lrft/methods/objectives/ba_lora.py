@@ -13,11 +13,10 @@ from lrft.core.adapted import adapters_off
 from lrft.core.batch import Batch
 from lrft.core.objective import Objective
 from lrft.core.run import LanguageModel, Run
+from lrft.methods.objectives._directions import first_share
 from lrft.methods.objectives._reference import check_reference, states_of
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, MethodConfig
-
-TINY = 1e-12  # logits that are all 0 have no directions: 0, and not 0/0
 
 
 @OBJECTIVES.register
@@ -40,7 +39,7 @@ class BALoRA(Objective):
     Departures: settled here: Z is one answer's positions by the vocabulary. The code flattens each sample into one row,
     indexes singular values in a way that fails, and takes no gradient through them. Its KL is a sum over all positions
     divided by the samples, prompts and padding among them, its entropy a mean over the same; both are of supervised
-    positions here, per token like the cross-entropy. The variants for classification are left out.
+    positions here, per token like the cross-entropy. The variants for classification are `ba_lora_classify`.
     """
 
     aliases = {
@@ -97,10 +96,3 @@ class BALoRA(Objective):
         if not config.directions or not len(rows):
             return loss
         return loss - config.directions * len(rows) * first_share(logits, config.k)
-
-
-def first_share(matrix: Tensor, k: int) -> Tensor:
-    """The share of the first k singular values in the sum of all, in (0, 1]; 1 where there are no more."""
-    found: Tensor = torch.linalg.svdvals(matrix)
-    share: Tensor = found[:k].sum() / found.sum().clamp(min=TINY)
-    return share

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,13 +10,12 @@ from torch import Tensor, nn
 
 from lrft.core.adapted import Adapted, adapted
 from lrft.core.batch import Batch
+from lrft.core.in_layer import in_layer
 from lrft.core.run import LanguageModel, Run
 from lrft.methods.objectives._reference import base_alone
 from lrft.methods.objectives.cross_entropy import CrossEntropy
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field
-
-LAYER = re.compile(r"^(.*?\.\d+)\.")
 
 
 @OBJECTIVES.register
@@ -57,7 +55,7 @@ class PELA(CrossEntropy):
     def __call__(self, model: LanguageModel, batch: Batch, run: Run | None = None) -> Tensor:
         assert isinstance(model, nn.Module), "adapters sit in a module"
         sites = list(adapted(model))
-        layers = list(dict.fromkeys(found[1] for name, _ in sites if (found := LAYER.match(name))))
+        layers = list(dict.fromkeys(found.path for name, _ in sites if (found := in_layer(name))))
         if not layers or not self.config.features:
             return super().__call__(model, batch, run) + self._bound(batch, sites)
         with torch.no_grad(), base_alone(model), _outputs(model, layers, batch) as theirs:

@@ -7,9 +7,10 @@ import torch
 from pydantic import ValidationError
 from torch.nn import functional as F
 
+from lrft.core.in_layer import layer_of
 from lrft.core.params import Site
 from lrft.methods.adapters.lora import LoRA
-from lrft.methods.adapters.mola import MoLA, layer_of
+from lrft.methods.adapters.mola import MoLA
 from lrft.registry.axes import QUANTIZERS
 
 SITE = Site("model.layers.3.self_attn.q_proj", 24, 40)
