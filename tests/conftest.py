@@ -185,6 +185,15 @@ def _maker() -> Any:
     return module
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _kernels_of_this_machine() -> None:
+    """Found before a test breaks the disk or hides the compiler, as what was found is kept for the whole process."""
+    from lrft.build.native import native_kernels
+    from lrft.model.gguf import cache_root
+
+    native_kernels(cache_root().parent / "compiled")
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`tiny(family="llama", tied=True, bias=False)` -> folder of a two-layer random model with its tokenizer."""

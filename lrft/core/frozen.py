@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lrft.core.adapter_map import AdapterMap
 from lrft.ops.frozen_matmul import frozen_linear
+from lrft.ops.products import widen
 from lrft.registry.errors import UsageError
 
 
@@ -80,6 +81,12 @@ class FrozenLinear(nn.Module):
     def weight(self) -> Tensor:
         """The dense weight (out, in) in the compute dtype, whatever the storage."""
         raise NotImplementedError(f"{type(self).__name__} declares no decoding")
+
+    def weight_as(self, work: torch.dtype) -> tuple[Tensor, bool]:
+        """The weight in the precision of a product, and whether it is a copy, in whose place the next one may be."""
+        weight = self.weight()
+        matrix = widen(weight, work, "weight")
+        return matrix, matrix is not weight
 
     def write(self, weight: Tensor) -> None:
         """Replace the weight: re-encode `weight` (out, in) and remember that the base was edited."""

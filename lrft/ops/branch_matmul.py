@@ -15,7 +15,6 @@ from lrft.ops.branch_parts import (
     gained,
     input_gradient,
     joined,
-    widened,
 )
 from lrft.ops.dropout import Dropped
 from lrft.ops.formed import Formed
@@ -158,16 +157,24 @@ def _product(
     scale = one.scale * (factor or 1.0)
     if one.base is None:
         return (part @ up.mT).mul_(scale), None, []
-    decoded = one.base.weight() if weight is None else weight
-    matrix = widened(decoded, wide.dtype)
+    matrix = one.base.weight_as(wide.dtype) if weight is None else _widened(weight, wide.dtype)
     gain, held = magnitude, []
     if one.gain is not None and magnitude is not None:
-        divisors = [] if one.gain.norms is None else [one.gain.norms(decoded, matrix[0])]
+        divisors = (
+            []
+            if one.gain.norms is None
+            else [one.gain.norms(matrix[0], half if matrix[1] else matrix[0].dtype)]
+        )
         gain = magnitude / divisors[0] if divisors else magnitude
         held = [gain, *divisors]
     zeros = None if dropped is None else dropped.zeros
     y, u = frozen_part(wide, kept, matrix, one.base.bias, factor, gain, half, zeros)
     return y.addmm_(part, gained(up, gain).mT, alpha=scale), u, held
+
+
+def _widened(weight: Tensor, work: torch.dtype) -> tuple[Tensor, bool]:
+    matrix = widen(weight, work, "weight")
+    return matrix, matrix is not weight
 
 
 @dataclass

@@ -12,7 +12,7 @@ from lrft.ops.dropped_products import Packed, kernels_of
 from lrft.ops.formed import FrozenMap
 from lrft.ops.gains import scale_columns
 from lrft.ops.native import Kernels
-from lrft.ops.products import multiplied, times, widen
+from lrft.ops.products import multiplied, times
 
 
 def frozen_part(
@@ -62,7 +62,7 @@ def input_gradient(
     for base, gain, dy in zip(bases, gains, dys, strict=True):
         if base is None:
             return p @ down
-        weight, fresh = widened(base.weight(), dy.dtype)
+        weight, fresh = base.weight_as(dy.dtype)
         if gain is not None and _in_weight(dy, down.shape[1]):
             weight = _scaled_rows(weight, fresh, gain)
         elif gain is not None:
@@ -89,14 +89,14 @@ def dropped_gradient(
     only = len(bases) == 1
     for base, gain, dy in zip(bases, gains, dys, strict=True):
         if base is not None and gain is not None:
-            weight, _ = widened(base.weight(), dy.dtype)
+            weight, _ = base.weight_as(dy.dtype)
             term.addmm_(times(dy, _less_one(gain, factor, dy.dtype), half, "scaled"), weight)
             if only:
                 return clear(term, zeros).addmm_(dy, weight)
     clear(term, zeros)
     for base, dy in zip(bases, dys, strict=True):
         if base is not None:
-            term.addmm_(dy, widened(base.weight(), dy.dtype)[0])
+            term.addmm_(dy, base.weight_as(dy.dtype)[0])
     return term
 
 
@@ -115,7 +115,7 @@ def _patched_gradient(
     for base, gain, dy in zip(bases, gains, dys, strict=True):
         if base is None:
             continue
-        weight, fresh = widened(base.weight(), dy.dtype)
+        weight, fresh = base.weight_as(dy.dtype)
         Packed(kernels, weight).add_dots(dy, zeros, found)
         if gain is not None:
             both = _less_one(gain, factor, dy.dtype).add_(1)
@@ -126,12 +126,6 @@ def _patched_gradient(
         dx.addmm_(dy, weight)
     dx.view(-1).index_copy_(0, zeros, found)
     return dx
-
-
-def widened(weight: Tensor, work: torch.dtype) -> tuple[Tensor, bool]:
-    """A weight in the working precision, and whether that is a copy."""
-    matrix = widen(weight, work, "weight")
-    return matrix, matrix is not weight
 
 
 def gained(up: Tensor, gain: Tensor | None) -> Tensor:

@@ -23,6 +23,9 @@ class FrozenMap(Protocol):
     def weight(self) -> Tensor:
         """The dense weight (out, in), decoded."""
 
+    def weight_as(self, work: torch.dtype) -> tuple[Tensor, bool]:
+        """The same in the precision of a product, and whether that is a copy that may be written to."""
+
     def __call__(self, x: Tensor) -> Tensor:
         """X W^T + b."""
 
@@ -33,7 +36,7 @@ class WithoutBias:
     bias = None
 
     def __init__(self, base: FrozenMap) -> None:
-        self.weight = base.weight
+        self.weight, self.weight_as = base.weight, base.weight_as
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Branch:
         if self.gain is None or self.norms is None:
             return self.gain
         weight = base.weight()
-        return self.gain / self.norms(weight, weight)
+        return self.gain / self.norms(weight, weight.dtype)
 
 
 def branch_linear(

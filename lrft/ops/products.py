@@ -86,14 +86,14 @@ def widen(x: Tensor, work: torch.dtype, room: str) -> Tensor:
     """
     if x.dtype == work or torch.compiler.is_compiling():
         return x.to(work)
-    return _room(room, x.shape).copy_(x)
+    return room_of(room, x.shape).copy_(x)
 
 
 def multiplied(x: Tensor, matrix: Tensor, half: torch.dtype, room: str, bias: Tensor | None = None) -> Tensor:
     """X (rows, n) times matrix (n, m) plus bias (m,), in the room of that name where `half` is not their precision."""
     if x.dtype == half or torch.compiler.is_compiling():
         return x @ matrix if bias is None else torch.addmm(bias.to(x.dtype), x, matrix)
-    y = torch.mm(x, matrix, out=_room(room, (x.shape[0], matrix.shape[1])))
+    y = torch.mm(x, matrix, out=room_of(room, (x.shape[0], matrix.shape[1])))
     return y if bias is None else y.add_(bias)
 
 
@@ -101,10 +101,11 @@ def times(x: Tensor, columns: Tensor, half: torch.dtype, room: str) -> Tensor:
     """X (rows, n) times columns (n,) of its precision, in the room of that name where `half` is not that."""
     if x.dtype == half or torch.compiler.is_compiling():
         return x * columns
-    return torch.mul(x, columns, out=_room(room, x.shape))
+    return torch.mul(x, columns, out=room_of(room, x.shape))
 
 
-def _room(name: str, shape: Sequence[int]) -> Tensor:
+def room_of(name: str, shape: Sequence[int]) -> Tensor:
+    """The room of that name, float32 numbers that somebody left there."""
     held, size = _rooms.__dict__, math.prod(shape)
     room: Tensor | None = held.get(name)
     if room is None or room.numel() < size:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from lrft.ops.formed import Formed, FrozenMap
 
-Norms = Callable[[Tensor, Tensor], Tensor]
-"""(W, W in the precision that is multiplied in), both (out, in) -> (out,) float32, without a graph."""
+Norms = Callable[[Tensor, torch.dtype], Tensor]
+"""(W (out, in) in the precision that is multiplied in, the one that it has) -> (out,) float32, without a graph."""
 
 
 @dataclass(frozen=True)

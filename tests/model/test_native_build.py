@@ -7,14 +7,17 @@ import pytest
 import torch
 
 from lrft.build import native
+from lrft.model.gguf import cache_root
 from lrft.ops.native import Kernels
 
 
 @pytest.fixture
-def fresh(monkeypatch):
+def fresh():
+    """Before what a test changes, so that it is put back by the time they are found again for the tests after it."""
     native.native_kernels.cache_clear()
     yield native.native_kernels
     native.native_kernels.cache_clear()
+    native.native_kernels(cache_root().parent / "compiled")
 
 
 @pytest.fixture

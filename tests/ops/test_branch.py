@@ -176,14 +176,14 @@ def any_map(pick: random.Random, width: int):
         kept=pick.random() < 0.5,
     )
     m = (1 + torch.rand(out).double()).requires_grad_() if pick.random() < 0.7 else None
-    norms = (lambda weight, wide: 1 + weight.norm(dim=1)) if pick.random() < 0.5 else None
+    norms = (lambda weight, _: 1 + weight.float().norm(dim=1)) if pick.random() < 0.5 else None
 
     def product(x, d):
         W, bias = base.weight(), 0 if base.bias is None else base.bias
         term = scale * d @ (3 * down).mT @ (2 * up).mT
         if m is None:
             return x @ W.mT + term + bias
-        g = m if norms is None else m / norms(W, W)
+        g = m if norms is None else m / norms(W, W.dtype)
         return x @ W.mT + (g - 1) * (d @ W.mT) + g * term + bias
 
     term = Term(base, parts, scale, None if m is None else Gain(m, norms))

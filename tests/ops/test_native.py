@@ -350,3 +350,33 @@ def test_a_node_with_gain_and_dropout_is_the_one_without_kernels(kernels, dtype)
 
     with multiplying((HALF,)):
         beside(kernels, ("pack", "dropped_product", "dropped_dots"), dtype, run)
+
+
+@each("quant_type", ["nf4", "fp4"])
+@each("size", [32, 64, 1024])
+@each("double", [False, True])
+def test_numbers_of_four_bits_are_those_of_bitsandbytes(kernels, quant_type, size, double):
+    pytest.importorskip("bitsandbytes")
+    kind = QUANTIZERS.get(quant_type)
+    weight = drawn(96, 2048, seed=3).detach().to(HALF)
+    weight[0], weight[1, :40], weight[2] = 0, 1e-30, 1e30 * weight[2]
+    layer = kind(weight, None, kind.Config(method=quant_type, double_quant=double, block_size=size))
+    plain, copied = layer.weight_as(WIDE)
+    plain, seen = plain.clone(), Seen(kernels)
+    assert copied and torch.equal(plain, layer.weight().float())
+    with using(seen), torch.no_grad():
+        ours, written = layer.weight_as(WIDE)
+        assert seen.asked == ["decode_4bit"] and written and torch.equal(ours, plain)
+        room = ours.data_ptr()
+        assert layer.weight_as(WIDE)[0].data_ptr() == room  # nothing is made anew
+        half, copied = layer.weight_as(HALF)
+        assert half.dtype == HALF and not copied and seen.asked == ["decode_4bit"] * 2
+
+
+def test_weights_that_are_no_whole_blocks_are_decoded_by_bitsandbytes(kernels):
+    pytest.importorskip("bitsandbytes")
+    kind, seen = QUANTIZERS.get("nf4"), Seen(kernels)
+    layer = kind(drawn(5, 33).detach().to(HALF), None, kind.Config(method="nf4"))
+    with using(seen), torch.no_grad():
+        found, _ = layer.weight_as(WIDE)
+    assert not seen.asked and torch.equal(found, layer.weight().float())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import warnings
 from collections.abc import Mapping
 from typing import ClassVar, Self
@@ -13,6 +14,7 @@ from torch import Tensor
 from lrft.core.levels import Levelled
 from lrft.methods.quant._bnb import Held, Linear4bit, QuantState, bitsandbytes_functional
 from lrft.methods.quant._encoded import Encoded
+from lrft.ops.decoded_levels import decoded_levels
 from lrft.ops.levels import Levels, search_scales
 from lrft.ops.nearest_levels import nearest_levels
 from lrft.registry.config import Field, Literal, MethodConfig
@@ -85,6 +87,20 @@ class BitsAndBytes4bit(Encoded, Levelled):
         dense = functional.dequantize_4bit(self.codes, state).reshape(-1)
         weight: Tensor = dense[:count].view(self.out_features, self.in_features)
         return weight
+
+    def weight_as(self, work: torch.dtype) -> tuple[Tensor, bool]:
+        if work == torch.float32 and self.compute_dtype == torch.bfloat16 and not self.codes.is_meta:
+            second, offset = self.absmax2, self.offset
+            scales = (
+                self.absmax if second is None or offset is None else (self.absmax, _map(), second, offset)
+            )
+            shape = self.out_features, self.in_features
+            size = self.config.block_size
+            levels = _levels_of(self.quant_type)
+            found = decoded_levels(self.codes, levels, scales, shape, size, SCALES_PER_BLOCK)
+            if found is not None:
+                return found, True
+        return super().weight_as(work)
 
     @classmethod
     def adopt(cls, layer: Linear4bit, dtype: torch.dtype | None = None) -> Self:
@@ -224,6 +240,20 @@ class BitsAndBytes4bit(Encoded, Levelled):
             return self.out_features, self.in_features
         count = self.out_features * self.in_features
         return 1, count + count % 2
+
+
+@functools.cache
+def _levels_of(quant_type: str) -> Tensor:
+    """The levels of weights (16,), on the CPU."""
+    levels: Tensor = bitsandbytes_functional().get_4bit_type(quant_type, device=torch.device("cpu")).float()
+    return levels
+
+
+@functools.cache
+def _map() -> Tensor:
+    """The levels of scales in 8 bits (256,), on the CPU."""
+    levels: Tensor = bitsandbytes_functional().create_dynamic_map().float()
+    return levels
 
 
 def _undo_repacking(packed: Tensor, state: QuantState) -> tuple[Tensor, Tensor, None, None]:
