@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import functools
-import warnings
 from collections.abc import Mapping
 from typing import ClassVar, Self
 
@@ -13,6 +10,7 @@ from torch import Tensor
 
 from lrft.core.levels import Levelled
 from lrft.methods.quant._bnb import Held, Linear4bit, QuantState, bitsandbytes_functional
+from lrft.methods.quant._bnb_tables import levels_of, scale_levels, undo_repacking
 from lrft.methods.quant._encoded import Encoded
 from lrft.ops.decoded_levels import decoded_levels
 from lrft.ops.levels import Levels, search_scales
@@ -92,11 +90,13 @@ class BitsAndBytes4bit(Encoded, Levelled):
         if work == torch.float32 and self.compute_dtype == torch.bfloat16 and not self.codes.is_meta:
             second, offset = self.absmax2, self.offset
             scales = (
-                self.absmax if second is None or offset is None else (self.absmax, _map(), second, offset)
+                self.absmax
+                if second is None or offset is None
+                else (self.absmax, scale_levels(), second, offset)
             )
             shape = self.out_features, self.in_features
             size = self.config.block_size
-            levels = _levels_of(self.quant_type)
+            levels = levels_of(self.quant_type)
             found = decoded_levels(self.codes, levels, scales, shape, size, SCALES_PER_BLOCK)
             if found is not None:
                 return found, True
@@ -131,7 +131,7 @@ class BitsAndBytes4bit(Encoded, Levelled):
         config = cls.Config(double_quant=state.nested, block_size=state.blocksize)
         adopted = cls(torch.empty(state.shape, dtype=dtype, device="meta"), layer.bias, config)
         if repacked:
-            adopted._store(*_undo_repacking(layer.weight.data, state))
+            adopted._store(*undo_repacking(layer.weight.data, state))
         else:
             codes = layer.weight.data.view(torch.uint8).reshape(-1, 1)
             adopted._store(codes, state.absmax, state.offset, state.state2.absmax if state.nested else None)
@@ -240,31 +240,3 @@ class BitsAndBytes4bit(Encoded, Levelled):
             return self.out_features, self.in_features
         count = self.out_features * self.in_features
         return 1, count + count % 2
-
-
-@functools.cache
-def _levels_of(quant_type: str) -> Tensor:
-    """The levels of weights (16,), on the CPU."""
-    levels: Tensor = bitsandbytes_functional().get_4bit_type(quant_type, device=torch.device("cpu")).float()
-    return levels
-
-
-@functools.cache
-def _map() -> Tensor:
-    """The levels of scales in 8 bits (256,), on the CPU."""
-    levels: Tensor = bitsandbytes_functional().create_dynamic_map().float()
-    return levels
-
-
-def _undo_repacking(packed: Tensor, state: QuantState) -> tuple[Tensor, Tensor, None, None]:
-    """Codes in storage order, and the scales, of a weight that bitsandbytes repacked for its CPU kernel."""
-    functional = bitsandbytes_functional()
-    state = copy.copy(state)  # the inverse writes to its argument
-    if state.original_nested or state.original_dtype != torch.bfloat16:
-        warnings.warn(
-            "adopting a 4-bit layer that was evaluated on CPU, which rounded its block scales to bfloat16",
-            stacklevel=3,
-        )
-    state.original_nested = False  # else the inverse would quantize the rounded scales again
-    codes, state = functional._convert_weight_packed_for_cpu_inverse(packed, state)
-    return codes.view(torch.uint8).reshape(-1, 1), state.absmax.mT.reshape(-1).float(), None, None
