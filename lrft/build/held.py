@@ -98,10 +98,8 @@ def _call(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     given = list(_tensors(args))
     name, out = function._schema.name.removeprefix("aten::"), kwargs.get("out")
-    if (
-        isinstance(out, torch.Tensor) and out.is_meta and out.numel()
-    ):  # where it is told to write has its shape
-        return out
+    if isinstance(out, torch.Tensor) and out.is_meta and out.numel():
+        return out  # where it is told to write has its shape
     elsewhere = torch.device(kwargs.get("device") or "meta").type != "meta"
     if not given or out is not None or elsewhere or not all(value.is_meta for value in given):
         return function(*args, **kwargs)

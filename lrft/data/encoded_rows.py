@@ -91,7 +91,8 @@ class _Away:
 
     def append(self, row: Encoded) -> None:
         """Add a row."""
-        kind = self._known.setdefault(_others(row), len(self._others))
+        key = type(row.label), *_others(row)  # 3 and 3.0 are equal
+        kind = self._known.setdefault(key, len(self._others))
         if kind == len(self._others):
             self._others.append(dict(zip(OTHERS, _others(row), strict=True)))
         runs = runs_of(row.supervised)

@@ -160,11 +160,7 @@ def _product(
     matrix = one.base.weight_as(wide.dtype) if weight is None else _widened(weight, wide.dtype)
     gain, held = magnitude, []
     if one.gain is not None and magnitude is not None:
-        divisors = (
-            []
-            if one.gain.norms is None
-            else [one.gain.norms(matrix[0], half if matrix[1] else matrix[0].dtype)]
-        )
+        divisors = [] if one.gain.norms is None else [one.gain.norms(matrix[0], not matrix[1])]
         gain = magnitude / divisors[0] if divisors else magnitude
         held = [gain, *divisors]
     zeros = None if dropped is None else dropped.zeros

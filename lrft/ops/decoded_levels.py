@@ -34,6 +34,8 @@ def decoded_levels(
     if kernels is None or codes.is_meta or count % size or size % WHOLE:
         return None
     weight = room_of("weight", shape)
-    given = (scales, None, None, None, None) if isinstance(scales, Tensor) else (None, *scales)
-    kernels("decode_4bit", codes, levels, *given, weight, count // size, size, per)
+    known = [scales] if isinstance(scales, Tensor) else [*scales]
+    held = [one.contiguous() for one in known]  # by name while the kernel reads it
+    given = (held[0], None, None, None, None) if isinstance(scales, Tensor) else (None, *held)
+    kernels("decode_4bit", codes.contiguous(), levels, *given, weight, count // size, size, per)
     return weight

@@ -69,7 +69,7 @@ class Branch:
         if self.gain is None or self.norms is None:
             return self.gain
         weight = base.weight()
-        return self.gain / self.norms(weight, weight.dtype)
+        return self.gain / self.norms(weight, True)
 
 
 def branch_linear(

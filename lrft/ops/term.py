@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lrft.ops.formed import Formed, FrozenMap
 
-Norms = Callable[[Tensor, torch.dtype], Tensor]
-"""(W (out, in) in the precision that is multiplied in, the one that it has) -> (out,) float32, without a graph."""
+Norms = Callable[[Tensor, bool], Tensor]
+"""(W (out, in), whether it has that precision and was not widened to it) -> (out,) float32, without a graph."""
 
 
 @dataclass(frozen=True)

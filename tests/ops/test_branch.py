@@ -183,7 +183,7 @@ def any_map(pick: random.Random, width: int):
         term = scale * d @ (3 * down).mT @ (2 * up).mT
         if m is None:
             return x @ W.mT + term + bias
-        g = m if norms is None else m / norms(W, W.dtype)
+        g = m if norms is None else m / norms(W, True)
         return x @ W.mT + (g - 1) * (d @ W.mT) + g * term + bias
 
     term = Term(base, parts, scale, None if m is None else Gain(m, norms))

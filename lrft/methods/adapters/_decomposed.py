@@ -46,16 +46,16 @@ class Decomposed(LowRank):
         return replace(self.branch(), gain=self.m, norms=self.norms)
 
     @torch.no_grad()
-    def norms(self, weight: Tensor, stored: torch.dtype | None = None) -> Tensor:
+    def norms(self, weight: Tensor, own: bool = True) -> Tensor:
         """Row norms of V for the W (out, in) in use, (out,) float32, kept between forwards while evaluating.
 
         Args:
-            stored: the precision that W has, by default that of `weight`, which may be the one that is multiplied in.
+            own: the precision of `weight` is that of W, and it was not widened to it.
         """
         versions = tuple(parameter._version for parameter in self.parameters())
         if not self.training and self._norms is not None and self._norms[0] == versions:
             return self._norms[1]
-        exact = (stored or weight.dtype) == torch.float32
+        exact = own and weight.dtype == torch.float32
         norms = self._direct(weight) if exact else self._expanded(weight)
         if not self.training:
             self._norms = versions, norms
