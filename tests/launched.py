@@ -41,6 +41,18 @@ def launched(
     return next((one for one in done if one.returncode), done[0])
 
 
+def by_launcher(*words: str | Path, seconds: float = 250) -> subprocess.CompletedProcess[str]:
+    """Run a module that starts the processes itself, as torchrun's and accelerate's do; one thread each."""
+    return subprocess.run(
+        [sys.executable, "-m", *map(str, words)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+
+
 def free_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))

@@ -147,9 +147,8 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize("name", TRAINED)
-def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prepared, name, change):
+def _after_one_step(prepared: Prepared, name: str) -> tuple[Path, Path]:
+    """A place with a run that was cut off after its first of two steps, and that step's checkpoint."""
     place = prepared.place((), prepared.bench.folder)
     run = prepared.bench.folder / f"optimizer of {name}"
     if not run.exists():
@@ -159,13 +158,25 @@ def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prep
     for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
         _remove(place / "run" / path)
     (step,) = (place / "run" / "checkpoints").iterdir()
+    return place, step
+
+
+def _seal(step: Path, file: str) -> None:
+    """Let the manifest of a checkpoint agree with a file that was changed."""
+    record = json.loads((step / MANIFEST).read_text())
+    record["files"][file] = plain_sum(file_sum(step / file))
+    (step / MANIFEST).write_bytes(manifest_bytes({k: v for k, v in record.items() if k != "sha256"}))
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", TRAINED)
+def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prepared, name, change):
+    place, step = _after_one_step(prepared, name)
     tensors = load_file(step / OPTIMIZER)
     key = max(tensors, key=lambda key: (tensors[key].ndim, key))
     tensors[key] = CHANGES[change](tensors[key])
     save_file(tensors, step / OPTIMIZER)
-    record = json.loads((step / MANIFEST).read_text())
-    record["files"][OPTIMIZER] = plain_sum(file_sum(step / OPTIMIZER))
-    (step / MANIFEST).write_bytes(manifest_bytes({k: v for k, v in record.items() if k != "sha256"}))
+    _seal(step, OPTIMIZER)
     ended = call(place, ("train", "run", "--resume"))
     (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert (ended.code, ended.raised) == (2, ""), ended
@@ -191,21 +202,11 @@ def _without_a_number(states: dict) -> bool:
 
 @pytest.mark.parametrize("name", ["adamw", "adamw in 8 bits", "lora_pro", "galore", "copies"])
 def test_optimizer_state_that_lacks_a_number_is_refused_before_a_step(prepared, name):
-    place = prepared.place((), prepared.bench.folder)
-    run = prepared.bench.folder / f"optimizer of {name}"
-    if not run.exists():
-        ended = call(place, ("train", "recipe.yaml", "--out", str(run), *TRAINED[name]))
-        assert ended.code == 0, ended
-    shutil.copytree(run, place / "run", symlinks=True)
-    for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
-        _remove(place / "run" / path)
-    (step,) = (place / "run" / "checkpoints").iterdir()
+    place, step = _after_one_step(prepared, name)
     state = json.loads((step / STATE).read_text())
     lacks = _without_a_number(state["optimizer"])
     (step / STATE).write_text(json.dumps(state))
-    record = json.loads((step / MANIFEST).read_text())
-    record["files"][STATE] = plain_sum(file_sum(step / STATE))
-    (step / MANIFEST).write_bytes(manifest_bytes({k: v for k, v in record.items() if k != "sha256"}))
+    _seal(step, STATE)
     ended = call(place, ("train", "run", "--resume"))
     assert lacks and ended.raised == "", ended
     (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]

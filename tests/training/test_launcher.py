@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ from lrft.api.training.train import train
 from lrft.recipe.load import load_recipe
 from lrft.registry.errors import RecipeError
 from lrft.training.launcher import ASKS, KEY, TAKEN, as_launched
-from tests.launched import free_port
+from tests.launched import by_launcher, free_port
 
 SETTINGS = {
     "fsdp_version": 2,
@@ -109,17 +107,9 @@ def test_accelerate_launches_fsdp_on_two_processes_and_one_goes_on_after_a_kill(
         )
     )
     same += ["train.gradient_accumulation=1"]
-    words = ["accelerate.commands.launch", f"--config_file={config}"]
     script = Path(__file__).with_name("shards_on_two_processes.py")
-    command = [sys.executable, "-m", *words, str(script), str(recipe), str(two), "5", *same]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+    words = ["accelerate.commands.launch", f"--config_file={config}"]
+    done = by_launcher(*words, script, recipe, two, "5", *same)
     assert done.returncode != 0 and len(losses(two)) == 5, done.stderr[-3000:]  # killed after step 5
     assert json.loads((two / "run.json").read_text())["processes"] == 2
     assert yaml.safe_load((two / "recipe.yaml").read_text())["train"]["shard_base"] is True

@@ -31,6 +31,7 @@ from lrft.training.folder import RunFolder
 from lrft.training.gradient_sum import GradientSum
 from lrft.training.loop import train_steps
 from lrft.training.step import clip_gradients, overflowed, step_loss, unscale_gradients
+from tests.launched import by_launcher
 
 
 def job_of(recipe_file, tmp_path, *overrides, dtype="float32", accelerator=None):
@@ -315,23 +316,8 @@ def test_two_processes_give_the_losses_of_one(recipe_file, tmp_path):
     shared = [str(recipe), "adapter.dropout=0"]
     one, two = tmp_path / "one", tmp_path / "two"
     train(load_recipe(recipe, ["adapter.dropout=0", "train.gradient_accumulation=2"]), one, resume=False)
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    command += ["-m", "lrft", "train", *shared, "train.gradient_accumulation=1", "--out", str(two)]
-    done = subprocess.run(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
+    words = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "lrft", "train", *shared]
+    done = by_launcher(*words, "train.gradient_accumulation=1", "--out", two)
     assert done.returncode == 0, done.stderr[-3000:]
     a, b = (losses(folder) for folder in (one, two))
     assert len(a) == len(b) == 8
