@@ -10,6 +10,7 @@ import shlex
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,6 +24,8 @@ from lrft.ops.native import SOURCES, Kernels
 from lrft.registry.errors import LrftError
 
 FLAGS = ("-std=c++17", "-O3", "-march=native", "-ffp-contract=fast", "-fopenmp", "-shared", "-fPIC")
+# Named, since a compiler of C by its name, as in `CXX=gcc`, compiles C++ and leaves these out.
+LINKED = ("-lc++",) if sys.platform == "darwin" else ("-lstdc++", "-lm")
 COMPILERS = ("c++", "g++", "clang++")
 PATIENCE = 120.0  # seconds for what takes five at most
 
@@ -85,7 +88,7 @@ def _build(compiler: Sequence[str], wanted: Sequence[tuple[Path, Path]]) -> None
 
     def build(source: Path, library: Path) -> None:
         with fresh_file(library) as scratch:
-            _run([*compiler, *FLAGS, str(source), "-o", str(scratch)])
+            _run([*compiler, *FLAGS, str(source), "-o", str(scratch), *LINKED])
 
     with ThreadPoolExecutor(max(1, len(wanted))) as pool:
         for done in [pool.submit(build, *pair) for pair in wanted]:
@@ -109,7 +112,7 @@ def _compiler() -> list[str]:
 def _key(compiler: Sequence[str]) -> str:
     """What the libraries follow from: the sources, the compiler, the flags, the processor."""
     parts = [path.read_bytes() for path in sorted(SOURCES.iterdir())]
-    parts += [repr([*compiler, *FLAGS]).encode(), _run([*compiler, "--version"]).encode()]
+    parts += [repr([*compiler, *FLAGS, *LINKED]).encode(), _run([*compiler, "--version"]).encode()]
     try:
         lines = Path("/proc/cpuinfo").read_bytes().splitlines()
         parts += sorted({line for line in lines if line.startswith((b"flags", b"Features", b"model name"))})

@@ -89,6 +89,20 @@ def test_another_source_or_other_flags_are_another_library(fresh, one_source, tm
     assert len(list((tmp_path / "cache").iterdir())) == 3
 
 
+@pytest.mark.parametrize("compiler", [*native.COMPILERS, "gcc", "cc", "clang"])
+def test_a_compiler_by_any_of_its_names_links_what_cpp_needs(fresh, one_source, tmp_path, monkeypatch, compiler):
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    one_source.write_text(
+        "#include <cmath>\n#include <vector>\n"
+        'extern "C" void lrft_one(float* x, int n) { std::vector<float> y(n + 1); *x = y.at(n) + std::exp(*x); }\n'
+    )
+    monkeypatch.setenv("CXX", compiler)
+    kernels = fresh(tmp_path / "cache")
+    assert isinstance(kernels, Kernels), kernels
+    assert one(kernels) == 1
+
+
 @pytest.mark.parametrize(
     ("compiler", "why"),
     [
