@@ -90,7 +90,9 @@ def test_another_source_or_other_flags_are_another_library(fresh, one_source, tm
 
 
 @pytest.mark.parametrize("compiler", [*native.COMPILERS, "gcc", "cc", "clang"])
-def test_a_compiler_by_any_of_its_names_links_what_cpp_needs(fresh, one_source, tmp_path, monkeypatch, compiler):
+def test_a_compiler_by_any_of_its_names_links_what_cpp_needs(
+    fresh, one_source, tmp_path, monkeypatch, compiler
+):
     if shutil.which(compiler) is None:
         pytest.skip(f"no {compiler} here")
     one_source.write_text(
