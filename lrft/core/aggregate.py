@@ -182,10 +182,19 @@ def check_alike(reply: Reply, expected: Mapping[str, Tensor], shapes: bool = Tru
     """
     if reply.examples < 1:
         raise ValueError(f"it says that it holds {reply.examples} rows")
-    if odd := sorted(reply.message.keys() ^ expected.keys()):
+    check_tensors(reply.message, expected, shapes)
+
+
+def check_tensors(given: Mapping[str, Tensor], expected: Mapping[str, Tensor], shapes: bool = True) -> None:
+    """The same of tensors: a message, or what a checkpoint says that a server keeps.
+
+    Raises:
+        ValueError: says which is odd, and how.
+    """
+    if odd := sorted(given.keys() ^ expected.keys()):
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'of nothing that is averaged'}")
     for name, wanted in expected.items():
-        value = reply.message[name]
+        value = given[name]
         if value.dtype != wanted.dtype or (shapes and value.shape != wanted.shape):
             raise ValueError(
                 f"{name} has shape {tuple(value.shape)} of {value.dtype}, and averaged is {tuple(wanted.shape)} of "

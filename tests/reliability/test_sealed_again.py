@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -147,12 +147,14 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def _after_one_step(prepared: Prepared, name: str) -> tuple[Path, Path]:
+def _after_one_step(
+    prepared: Prepared, name: str, command: str = "train", given: Sequence[str] = ()
+) -> tuple[Path, Path]:
     """A place with a run that was cut off after its first of two steps, and that step's checkpoint."""
     place = prepared.place((), prepared.bench.folder)
     run = prepared.bench.folder / f"optimizer of {name}"
     if not run.exists():
-        ended = call(place, ("train", "recipe.yaml", "--out", str(run), *TRAINED[name]))
+        ended = call(place, (command, "recipe.yaml", "--out", str(run), *(given or TRAINED[name])))
         assert ended.code == 0, ended
     shutil.copytree(run, place / "run", symlinks=True)
     for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
@@ -211,6 +213,25 @@ def test_optimizer_state_that_lacks_a_number_is_refused_before_a_step(prepared, 
     assert lacks and ended.raised == "", ended
     (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
     assert ended.code == 2 and "of the optimizer's state" in error and error.count("is missing") == 1, error
+    shutil.rmtree(place)
+
+
+FEDERATED = "federate={{clients: 2, rounds: 2, local_steps: 1, partition: even, aggregate: {}}}"
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("aggregate", ["fed_stale", "ferret"])
+def test_what_a_server_keeps_of_another_shape_or_dtype_is_refused_before_a_round(prepared, aggregate, change):
+    given = (FEDERATED.format(aggregate), "train.max_steps=null", "eval.tasks=[]")
+    place, step = _after_one_step(prepared, f"the server of {aggregate}", "federate", given)
+    tensors = load_file(step / OPTIMIZER)
+    key = max(tensors, key=lambda key: (tensors[key].ndim, key))
+    tensors[key] = CHANGES[change](tensors[key])
+    save_file(tensors, step / OPTIMIZER)
+    _seal(step, OPTIMIZER)
+    ended = call(place, ("federate", "run", "--resume"))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "does not fit this run (ValueError: " in error, ended
     shutil.rmtree(place)
 
 

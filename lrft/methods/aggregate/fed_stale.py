@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import StateDict
 
-from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors
+from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors, check_tensors
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import AGGREGATORS
 from lrft.registry.config import Field, MethodConfig
@@ -67,7 +67,9 @@ class FedStale(Aggregator):
 
     def load_state_dict(self, state: StateDict) -> None:
         memory = {int(client): dict(held) for client, held in state["memory"].items()}
-        shapes = {info.name: info.param.shape for info in self.parameters}
-        if any({name: value.shape for name, value in held.items()} != shapes for held in memory.values()):
-            raise ValueError("what is remembered of a client is not of what trains")
+        if odd := [client for client in memory if not 0 <= client < self.federation.clients]:
+            raise ValueError(f"there is no client {odd[0]} whose update could be remembered")
+        update = {info.name: torch.empty(info.param.shape, device="meta") for info in self.parameters}
+        for held in memory.values():
+            check_tensors(held, update)
         self.memory = memory

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import StateDict
 
-from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors, Turn, check_alike
+from lrft.core.aggregate import Aggregator, Federation, Reply, Tensors, Turn, check_alike, check_tensors
 from lrft.core.params import ParamInfo
 from lrft.registry.axes import AGGREGATORS
 from lrft.registry.config import Field, Literal, MethodConfig
@@ -129,8 +129,7 @@ class Ferret(Aggregator):
         return {"pool": self.pool}
 
     def load_state_dict(self, state: StateDict) -> None:
-        if state["pool"].shape != self.pool.shape:
-            raise ValueError(f"the pool is {tuple(state['pool'].shape)}, not {tuple(self.pool.shape)}")
+        check_tensors(dict(state), {"pool": self.pool})
         self.pool = state["pool"]
 
 

@@ -65,7 +65,14 @@ def test_what_is_remembered_is_of_what_trains_or_refused():
     server.load_state_dict({"memory": {"0": held_of(infos)}})
     kept = server.memory
     short = {name: value for name, value in held_of(infos).items() if name != "s0.A"}
-    for odd in (short, {**held_of(infos), "s0.A": torch.zeros(3)}):
-        with pytest.raises(ValueError, match="is not of what trains"):
-            server.load_state_dict({"memory": {"1": odd}})
+    whole = held_of(infos)
+    for client, odd, why in (
+        (1, short, "s0.A is missing"),
+        (1, {**whole, "s0.A": torch.zeros(3)}, "s0.A has shape"),
+        (1, {**whole, "s0.A": whole["s0.A"].long()}, "of torch.int64"),
+        (1, {**whole, "s0.A": whole["s0.A"] / 0}, "not finite"),
+        (CLIENTS, whole, f"there is no client {CLIENTS}"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            server.load_state_dict({"memory": {str(client): odd}})
     assert server.memory is kept

@@ -130,8 +130,9 @@ def test_an_update_that_is_no_number_is_refused():
         made("ferret", infos).up(held, broken, Turn(2, 0))
 
 
-def test_a_pool_of_another_shape_is_refused():
+def test_a_pool_of_another_shape_or_kind_is_refused():
     server = made("ferret", lora(), 2, 2)
     server.load_state_dict(server.state_dict())
-    with pytest.raises(ValueError, match="the pool is"):
-        server.load_state_dict({"pool": server.pool[:, :-1]})
+    for odd in ({"pool": server.pool[:, :-1]}, {"pool": server.pool.long()}, {"pool": server.pool / 0}, {}):
+        with pytest.raises(ValueError, match=r"pool (has shape|holds numbers|is missing)"):
+            server.load_state_dict(odd)
