@@ -42,7 +42,10 @@ class Callback:
         return 2
 
     def state_dict(self) -> Mapping[str, object]:
-        """Plain JSON values and tensors; empty when there is nothing to keep."""
+        """Plain JSON values and tensors; empty when there is nothing to keep.
+
+        Asked before `start` too: what is saved is compared with it before it is taken back.
+        """
         return {}
 
     def load_state_dict(self, state: Any) -> None:

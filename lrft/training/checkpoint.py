@@ -23,7 +23,7 @@ from lrft.registry.errors import CheckpointError
 from lrft.registry.json import Json
 from lrft.training.checkpoint_folder import fault, write_folder
 from lrft.training.finite import check_saved
-from lrft.training.fitting import Expected, misfit
+from lrft.training.fitting import Expected, misfit, unlike
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.opened import ADAPTER, FORMAT, OPTIMIZER, STATE, OpenCheckpoint
 from lrft.training.replayed import KEY as KEY_OF_RECORD
@@ -155,12 +155,12 @@ def restore(run: Run, saved: OpenCheckpoint, expected: Expected) -> None:
     if state["parameters"] != _names(run):
         raise CheckpointError(f"{saved.path}: its trainable parameters are not those of this recipe")
     tensors = saved.tensors(OPTIMIZER)
+    fresh = Expected(*flatten({name: callback.state_dict() for name, callback in _named(run.callbacks)}))
     try:
-        optimizer = {
-            k.removeprefix("optimizer."): v for k, v in tensors.items() if k.startswith("optimizer.")
-        }
-        if why := misfit(optimizer, state["optimizer"], expected, begun_whole=True):
+        if why := misfit(_of(tensors, "optimizer"), state["optimizer"], expected, begun_whole=True):
             raise ValueError(f"of the optimizer's state, {why}")
+        if why := unlike(_of(tensors, "callbacks"), state["callbacks"], fresh):
+            raise ValueError(f"of what goes with the run, {why}")
         _restore(run, state, tensors)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise CheckpointError(
@@ -171,8 +171,7 @@ def restore(run: Run, saved: OpenCheckpoint, expected: Expected) -> None:
 
 def _restore(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     for prefix in PARTS:
-        part = {k.removeprefix(f"{prefix}."): v for k, v in tensors.items() if k.startswith(f"{prefix}.")}
-        value = unflatten(part, state[prefix])
+        value = unflatten(_of(tensors, prefix), state[prefix])
         if prefix == "optimizer":
             run.optimizer.load_state_dict(value)
         else:
@@ -181,6 +180,10 @@ def _restore(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) 
                     callback.load_state_dict(own)
     run.schedule.load_state_dict(state["schedule"])
     run.step = state["step"]
+
+
+def _of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    return {k.removeprefix(f"{part}."): v for k, v in tensors.items() if k.startswith(f"{part}.")}
 
 
 def _named(callbacks: Sequence[Callback]) -> Iterator[tuple[str, Callback]]:

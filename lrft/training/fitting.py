@@ -16,6 +16,7 @@ COMPARED = (
     "param_groups",
 )  # keys of a state_dict: of every parameter, and of their groups
 PLACES = "params"  # of a group, which parameters are its own
+NOTHING = "a NoneType"
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,22 @@ def misfit(tensors: Mapping[str, Tensor], values: Json, expected: Expected, begu
     return ""
 
 
+def unlike(tensors: Mapping[str, Tensor], values: Json, fresh: Expected) -> str:
+    """What in a saved state is of another shape, dtype or kind than where nothing was done yet, and how, or "".
+
+    What is nothing yet may become anything, and what is gone is missed where it is taken.
+    """
+    known, found = (dict(_leaves(one.values, one.tensors)) for one in (fresh, Expected(tensors, values)))
+    for path, wanted in known.items():
+        if wanted != NOTHING and found.get(path, wanted) != wanted:
+            return f"{path} is {found[path]}, where {wanted} is meant"
+    return ""
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
 def _leaves(value: Json, tensors: Mapping[str, Tensor], path: str = "") -> Iterator[tuple[str, str]]:
     """Path -> what stands there, in words."""
     if isinstance(value, list):
@@ -58,9 +75,7 @@ def _leaves(value: Json, tensors: Mapping[str, Tensor], path: str = "") -> Itera
         word = "a number" if isinstance(value, int | float) else f"a {type(value).__name__}"
         yield path, f"number {value}" if PLACES in path.split(".") else word
     elif set(value) == {TENSOR}:
-        tensor = tensors[str(value[TENSOR])]
-        kind = str(tensor.dtype).removeprefix("torch.")
-        yield path, f"{kind} {list(tensor.shape)}"
+        yield path, _kind(tensors[str(value[TENSOR])])
     elif set(value) == {INTEGER_KEYS}:
         yield from _leaves(value[INTEGER_KEYS], tensors, path)
     else:

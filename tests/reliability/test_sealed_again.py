@@ -150,16 +150,16 @@ CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
 def _after_one_step(
     prepared: Prepared, name: str, command: str = "train", given: Sequence[str] = ()
 ) -> tuple[Path, Path]:
-    """A place with a run that was cut off after its first of two steps, and that step's checkpoint."""
+    """A place with a run that was cut off after its first step, and that step's checkpoint."""
     place = prepared.place((), prepared.bench.folder)
     run = prepared.bench.folder / f"optimizer of {name}"
     if not run.exists():
         ended = call(place, (command, "recipe.yaml", "--out", str(run), *(given or TRAINED[name])))
         assert ended.code == 0, ended
     shutil.copytree(run, place / "run", symlinks=True)
-    for path in ("checkpoints/step-2", "adapter", "last", "best", "result.json"):
-        _remove(place / "run" / path)
-    (step,) = (place / "run" / "checkpoints").iterdir()
+    step, *later = sorted((place / "run" / "checkpoints").iterdir())
+    for path in (*later, *(place / "run" / name for name in ("adapter", "last", "best", "result.json"))):
+        _remove(path)
     return place, step
 
 
@@ -185,6 +185,42 @@ def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prep
     assert "does not fit this run (ValueError: of the optimizer's state" in error and "is meant" in error, (
         error
     )
+    shutil.rmtree(place)
+
+
+ALLOCATED = (
+    "adapter={method: svd_lora, rank: 4, alpha: 8}",
+    "allocate={method: adalora, target_rank: 2, every: 1}",
+    "train.max_steps=3",
+    "train.keep_last=3",
+)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_importance_of_another_shape_or_dtype_is_refused_before_a_step(prepared, change):
+    place, step = _after_one_step(prepared, "adalora", given=ALLOCATED)
+    tensors = load_file(step / OPTIMIZER)
+    key = next(key for key in tensors if "importance" in key and tensors[key].ndim)
+    tensors[key] = CHANGES[change](tensors[key])
+    save_file(tensors, step / OPTIMIZER)
+    _seal(step, OPTIMIZER)
+    ended = call(place, ("train", "run", "--resume"))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "the checkpoint's importance of" in error, ended
+    shutil.rmtree(place)
+
+
+@pytest.mark.parametrize(("key", "value"), [("best_step", "all"), ("owed", None)])
+def test_what_goes_with_a_run_of_another_kind_is_refused_before_a_step(prepared, key, value):
+    place, step = _after_one_step(prepared, "scores", given=("train.eval_every=1", "eval.tasks=[loss]"))
+    state = json.loads((step / STATE).read_text())
+    assert key in state["callbacks"]["Scorer"], state["callbacks"]
+    state["callbacks"]["Scorer"][key] = value
+    (step / STATE).write_text(json.dumps(state))
+    _seal(step, STATE)
+    ended = call(place, ("train", "run", "--resume"))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, "") and "of what goes with the run, Scorer." in error, ended
     shutil.rmtree(place)
 
 

@@ -7,6 +7,8 @@ from typing import TypedDict
 import torch
 from torch import Tensor
 
+from lrft.registry.errors import CheckpointError
+
 
 class ImportanceState(TypedDict):
     """The two averages, by name."""
@@ -28,9 +30,18 @@ class Importance:
 
     @torch.no_grad()
     def prepare(self, shapes: dict[str, Tensor]) -> None:
-        """Averages of 0 for tensors like these, or those of a checkpoint moved beside them."""
+        """Averages of 0 for tensors like these, or those of a checkpoint moved beside them.
+
+        Raises:
+            CheckpointError: one of a checkpoint's is not like what it is of.
+        """
         for held in (self.average, self.uncertainty):
             for name, like in shapes.items():
+                found = held.get(name, like)
+                if found.shape != like.shape or found.dtype != like.dtype or not found.isfinite().all():
+                    raise CheckpointError(
+                        f"the checkpoint's importance of {name} cannot be of {tuple(like.shape)} numbers"
+                    )
                 held[name] = held[name].to(like.device) if name in held else torch.zeros_like(like)
 
     @torch.no_grad()

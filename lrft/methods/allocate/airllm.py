@@ -24,7 +24,7 @@ class State(TypedDict):
     """What a resume needs."""
 
     ranks: dict[str, int]
-    policy: PolicyState
+    policy: PolicyState | None
     channel: list[float]
     tokens: list[float]
 
@@ -129,7 +129,14 @@ class AirLLM(Dynamic):
         self.tokens = [0.0, 0.0]
         self.tried: Tried | None = None
         self.highest = 0  # adapter.rank, which layers narrower than it do not have
+        self.made: RankPolicy | None = None  # of as many sites as there are
         self.loaded: PolicyState | None = None
+
+    @property
+    def policy(self) -> RankPolicy:
+        """What chooses the ranks; there from the start of a run on."""
+        assert self.made is not None, "made at the start"
+        return self.made
 
     def plan(self, plan: Plan, evidence: Evidence | None) -> Plan:
         """The plan with the published A and B, where the lowest ranks fit through the channel."""
@@ -142,7 +149,7 @@ class AirLLM(Dynamic):
     def start(self, run: Run) -> None:
         super().start(run)
         sites = len(self.adapters)
-        self.policy = RankPolicy(self.config, 4 + sites, sites, run.seed)
+        self.made = RankPolicy(self.config, 4 + sites, sites, run.seed)
         if self.loaded is not None:
             self.policy.load_state_dict(self.loaded)
         self.loaded = None
@@ -206,7 +213,7 @@ class AirLLM(Dynamic):
         self.channel.draw(generator)
 
     def state_dict(self) -> State:
-        policy = self.policy.state_dict()
+        policy = self.loaded if self.made is None else self.made.state_dict()
         return {"ranks": self.ranks, "policy": policy, "channel": self.channel.now, "tokens": self.tokens}
 
     def load_state_dict(self, state: State) -> None:
