@@ -138,15 +138,13 @@ def _eps(module: nn.Module) -> float | None:
 
 
 def _norm_forward(kind: type[nn.Module], offset: float | None, scale_first: bool, kernel: Norm) -> Forward:
-    def forward(self: nn.Module, x: Tensor) -> Tensor:
+    def forward(self: nn.Module, x: Tensor, *gates: object, **named: object) -> Tensor:
         weight, eps = self._parameters["weight"], _eps(self)  # which an adapter may stand in for
         assert weight is not None, "a norm without a weight is of another form"
-        if (
-            (isinstance(weight, nn.Parameter) and weight.requires_grad)
-            or weight.dtype != x.dtype
-            or eps is None
-        ):
-            y: Tensor = kind.forward(self, x)
+        # In a trial there are no gradients: a weight that trains now may be frozen later.
+        trains = torch.is_grad_enabled() and isinstance(weight, nn.Parameter) and weight.requires_grad
+        if trains or gates or named or weight.dtype != x.dtype or eps is None:
+            y: Tensor = kind.forward(self, x, *gates, **named)
             return y
         return kernel(x, weight if offset is None else weight.float() + offset, eps, scale_first)
 
@@ -170,8 +168,8 @@ class _Gate:
         if any(module._modules.get(name) is None for name in self.PARTS):
             return None
         code = getattr(type(module).forward, "__code__", None)
-        if code is None or not set(code.co_names) <= set(self.PARTS):
-            return None
+        if code is None or not set(code.co_names) <= set(self.PARTS) or code.co_argcount != 2:
+            return None  # with more than x, what is tried is not all that it can do
         return type(module), type(module.get_submodule("act_fn"))
 
     def forward(self, module: nn.Module, mode: bool) -> Forward | None:

@@ -71,10 +71,17 @@ def taken(own: Forward, other: Forward, module: nn.Module, x: Tensor) -> Forward
 
 @torch.enable_grad()
 def _tried(forward: Forward, module: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """What comes out, and the gradient of what went in."""
+    """What comes out, and the gradient of what went in; of weights that train, as they are once they are frozen."""
     torch.manual_seed(0)
     given = x.detach().clone().requires_grad_()
-    y: Tensor = forward(module, given)
+    training = [
+        parameter.requires_grad_(False) for parameter in module.parameters() if parameter.requires_grad
+    ]
+    try:
+        y: Tensor = forward(module, given)
+    finally:
+        for parameter in training:
+            parameter.requires_grad_(True)
     seed = torch.linspace(-1, 1, y.numel(), device=y.device).sin_().view_as(y).to(y.dtype)
     return y.detach().float(), torch.autograd.grad(y, given, seed)[0].float()
 

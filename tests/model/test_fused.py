@@ -70,6 +70,38 @@ def test_a_norm_that_trains_gets_its_gradient(tiny):
     assert torch.autograd.grad(output.square().sum(), norm)[0].abs().min() > 0
 
 
+@pytest.mark.parametrize("family", ["llama", "gemma2", "gemma3_text"])
+def test_norms_that_trained_as_they_were_found_are_themselves_once_they_are_frozen(tiny, family):
+    """Their trial, where they train, had compared them with themselves."""
+    model = load_model(ModelSection(name=str(tiny(family)), dtype="float32", attention="eager"))
+    norms = [p for name, p in model.hf.named_parameters() if name.endswith("norm.weight")]
+    with torch.no_grad():
+        for norm in norms:
+            norm.copy_(torch.rand(norm.shape))
+    ids = torch.arange(3, 17).view(2, 7)
+    before, slow = hidden(model, ids)
+    for norm in norms:
+        norm.requires_grad_()
+    assert fuse(model.hf)["norms"]
+    for norm in norms:
+        norm.requires_grad_(False)
+    after, fast = hidden(model, ids)
+    assert torch.equal(before, after)
+    assert (fast - slow).norm() < 1e-5 * slow.norm()
+
+
+def test_a_norm_that_is_given_more_than_states_computes_with_it():
+    """As the gated norms of Mamba's families: without a gate they are plain ones."""
+    model = Model(nn.Sequential(GatedNorm()))
+    x, gate = torch.randn(2, 3, 8), torch.randn(2, 3, 8)
+    norm = model.block[0]
+    plain, gated_once = norm(x), norm(x, gate)
+    assert fuse(model)["norms"] == 1
+    assert torch.equal(norm(x), plain)
+    assert torch.equal(norm(x, gate), gated_once) and torch.equal(norm(x, gate=gate), gated_once)
+    assert not torch.equal(plain, gated_once)
+
+
 class Model(nn.Module):
     """A model of one block, as far as it is looked at."""
 
@@ -115,6 +147,16 @@ class Norm(nn.Module):
         return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps))
 
 
+class GatedNorm(Norm):
+    def forward(self, x, gate=None):
+        return super().forward(x if gate is None else x * F.silu(gate))
+
+
+class Scaling(Gate):
+    def forward(self, x, scale=1.0):
+        return super().forward(x) * scale
+
+
 class Outside(Norm):
     def forward(self, x):
         return self.weight * (x / (x.pow(2).mean(-1, keepdim=True).sqrt() + self.eps))
@@ -126,6 +168,7 @@ class Outside(Norm):
         (Gate(), {"gates": 1}),
         (Dropping(), {}),
         (Swapped(), {}),
+        (Scaling(), {}),
         (nn.Sequential(Norm()), {"norms": 1}),
         (nn.Sequential(Outside()), {}),
         (nn.LayerNorm(8, bias=False), {}),
