@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lrft.model.hf import HF
 
@@ -26,7 +28,7 @@ def find_direct(hf: HF) -> frozenset[str]:
     ids = torch.tensor([[1, 2, 3, 4]], device=hf.get_input_embeddings().weight.device)
     found = {name for name, module in hf.named_modules() if _does_more(module)}
     for training in (False, True):
-        with _mode(hf, training), torch.random.fork_rng(devices=[]), _listening(hf) as read:
+        with _mode(hf, training), torch.random.fork_rng(devices=[]), _listening(hf) as read, _Yes():
             try:
                 hf(input_ids=ids, use_cache=False)
             except Exception:
@@ -34,6 +36,15 @@ def find_direct(hf: HF) -> frozenset[str]:
                     raise
         found |= {names[key] for key in read if key in names}
     return frozenset(found)
+
+
+class _Yes(TorchDispatchMode):
+    """Answers what a model without weights asks of its numbers, such as whether no token is masked: none is here."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.ops.aten._local_scalar_dense.default and args[0].device.type == "meta":
+            return True
+        return function(*args, **(kwargs or {}))
 
 
 def _does_more(module: nn.Module) -> bool:

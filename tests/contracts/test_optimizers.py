@@ -20,6 +20,7 @@ from lrft.core.params import ParamInfo
 from lrft.files.pages import PageFile
 from lrft.recipe.load import load_recipe
 from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.errors import RecipeError
 from lrft.training import paged_state
 from lrft.training.flatten import flatten, unflatten
 from lrft.training.paged_state import PagedState
@@ -43,6 +44,18 @@ SHAPES = {
     "head.bias": ((70,), "vector", ""),
 }
 SCALING = {"a": 2.0, "b": 0.5}
+
+
+@every_optimizer
+def test_updates_in_the_backward_pass_are_refused_where_parameters_are_looked_at_together(name):
+    given = ["model.name=x/y", "optimizer.per_layer=true", "train.clip=null"]
+    try:
+        load_recipe(f"smoke/{name}", given)
+    except RecipeError as error:
+        refused = "looks at several parameters at once" in str(error)
+    else:
+        refused = False
+    assert refused == ("per_parameter" not in OPTIMIZERS.declared(name).provides)
 
 
 def calls_closure(name):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from lrft.core.batch import Batch
 from lrft.export.merge import merge_into
 from lrft.export.write import write_merged
 from lrft.model.attach import attach, make_plan
 from lrft.model.builder import SiteBuilder
+from lrft.model.direct import find_direct
 from lrft.model.load import load_model
 from lrft.model.matrices import matrices
 from lrft.model.sites import choose, linear_sites
@@ -165,3 +167,13 @@ def test_the_share_of_a_target_is_of_all_matrices(tiny):
     _, (row,) = choose(linear_sites(model), "all-linear", held.total)
     assert row.share == pytest.approx(held.linear / held.total)
     assert row.share < 0.2
+
+
+@pytest.mark.parametrize("family", ["bamba", "falcon_h1", "jamba", "mamba2", "llama"])
+def test_without_weights_the_layers_that_nothing_can_stand_in_for_are_the_same_ones(tiny, family):
+    """Code of state-space layers asks whether a token is masked before it reads the weights of some."""
+    hf = AutoModelForCausalLM.from_pretrained(tiny(family), dtype=torch.float32)
+    with torch.device("meta"):
+        bare = AutoModelForCausalLM.from_config(hf.config)
+    assert find_direct(bare) == find_direct(hf)
+    assert bool(find_direct(hf)) == (family != "llama")

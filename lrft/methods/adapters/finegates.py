@@ -114,13 +114,16 @@ class FineGates(OnActivations):
     @torch.no_grad()
     def weigh(self, x: Tensor, base: FrozenLinear) -> tuple[Tensor, Tensor]:
         """How much each column and each row counts in the share of open ones, (in,) and (out,): 0 where shut."""
-        real = real_tokens(x)
+        real = None if x.is_meta else real_tokens(x)
         mean = (x.reshape(-1, x.shape[-1]) if real is None else x[real]).float().mean(0)
         columns, rows = gates(self.columns) > 0, gates(self.rows) > 0
-        V = (base.weight().float() * mean)[rows][:, columns]
+        V = base.weight().float() * mean
+        V = V if V.is_meta else V[rows][:, columns]  # without numbers all are open, as at the start
         found = V.new_zeros(len(columns)), V.new_zeros(len(rows))
         for weights, live, own in zip(found, (columns, rows), (V, V.mT), strict=True):
-            weights[live] = torch.softmax(-kurtosis_of(own).sqrt() / self.config.temperature, dim=0)
+            weights.masked_scatter_(
+                live, torch.softmax(-kurtosis_of(own).sqrt() / self.config.temperature, dim=0)
+            )
         return found
 
     def penalty(self) -> Tensor | None:

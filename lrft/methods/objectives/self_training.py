@@ -149,7 +149,7 @@ class SelfTraining(Objective, Callback):
 
     def _weights(self, model: LanguageModel, batch: Batch, labelled: Tensor, run: Run) -> Tensor:
         """Weights w of the rows of the batch, 0 for labelled ones, (rows,) float32 on the host."""
-        trained = [info.param for info in run.parameters]
+        trained = [info.param for info in run.parameters if info.param.requires_grad]  # some may rest
         pseudo, losses, along = (~labelled).nonzero()[:, 0].tolist(), [], torch.zeros(len(labelled))
         beside = bool(labelled.any())
         with torch.enable_grad(), undropped(model):

@@ -71,6 +71,7 @@ class JustOneByte(MeZO):
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
             """What the record would not say."""
+            yield from super().clashes(recipe)
             if self.checkpoint == "whole":
                 return
             same = {

@@ -54,10 +54,8 @@ class ScheduleFree(Optimizer):
         eps: float = Field(1e-8, gt=0)
 
         def clashes(self, recipe: RecipeView) -> Iterator[Problem]:
-            """A schedule beside what does without one, and updates before all gradients are taken."""
-            if recipe["optimizer.per_layer"]:
-                message = "would step before all gradients are taken at one point; write false"
-                yield Problem("optimizer.per_layer", message)
+            """A schedule beside what does without one."""
+            yield from super().clashes(recipe)
             if recipe["schedule.method"] != "constant":
                 message = "goes down, which optimizer schedule_free is there to replace; write constant"
                 yield Problem("schedule.method", message)

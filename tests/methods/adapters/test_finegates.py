@@ -124,6 +124,12 @@ def test_a_constant_column_has_no_kurtosis_and_padding_no_say():
         assert float(one.sum()) == pytest.approx(1, abs=1e-5)
 
 
+def test_by_kurtosis_it_can_be_planned_without_numbers():
+    site = make(shares="kurtosis").to("meta")
+    columns, rows = site.adapter.weigh(torch.empty(2, 5, 16, device="meta"), site.base)
+    assert columns.shape == (16,) and rows.shape == (24,) and columns.is_meta
+
+
 def test_the_open_share_grows_with_the_logits_and_passes_a_gradient_where_the_clip_does_not():
     logits = torch.full((8,), 1.0, requires_grad=True)
     (clipped,) = torch.autograd.grad(gates(logits).sum(), logits)

@@ -180,6 +180,11 @@ def test_rows_of_which_none_helps_are_no_fault_of_the_data_and_told(tiny, tmp_pa
     assert any(losses[:3]) and "taught nothing" not in capsys.readouterr().err
 
 
+def test_what_an_adapter_freezes_on_its_way_takes_no_part(tiny, tmp_path):
+    adapter = "{method: lamda, rank: 4, alpha: 8, frozen_by: 0.3}"
+    assert all(trained(tiny, DATA / "train.jsonl", tmp_path / "run", adapter=adapter)[3:])
+
+
 def test_processes_that_have_to_make_equally_many_passes_are_refused():
     with pytest.raises(RecipeError, match="rows take passes of their own"):
         load_recipe("smoke/self_training", ["train.shard_base=true"])
