@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from lrft.core.adapter import Adapter
 
 # What a method's own functions take is its own class and its own settings, which nothing here knows.
-Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Json]]]
+# None where PEFT has no place for what the model holds.
+Together = Callable[[list[Any], Any], tuple[dict[str, Tensor], dict[str, Json]] | None]
 
 Settings = dict[str, Json]
 Tensors = dict[str, Tensor]

@@ -123,8 +123,11 @@ def _form_of_all(
     training = model.training
     model.eval()
     with stock_attention(model.hf), torch.no_grad():
-        tensors, keys = together([module.adapter for _, module in sites], model.hf)
+        form = together([module.adapter for _, module in sites], model.hf)
     model.train(training)
+    if form is None:
+        return _own_form(model, dtype), None
+    tensors, keys = form
     config = shared_keys(model, recipe, sites) | keys
     del config["target_modules"], config["bias"]
     return {name: _cast(name, tensor, dtype) for name, tensor in tensors.items()}, config

@@ -44,12 +44,21 @@ class Model(Protocol):
 
 
 @torch.no_grad()
-def prefix_form(adapters: Sequence[PrefixTuning], hf: Model) -> tuple[dict[str, Tensor], dict[str, Json]]:
-    """PEFT's one tensor: what the caches of all layers hold after the virtual tokens, keys rotated to their places."""
+def prefix_form(
+    adapters: Sequence[PrefixTuning], hf: Model
+) -> tuple[dict[str, Tensor], dict[str, Json]] | None:
+    """PEFT's one tensor: what the caches of all layers hold after the virtual tokens, keys rotated to their places.
+
+    It has none for models some of whose layers are no attention, or have heads of another number or width.
+    """
     n = adapters[0].config.tokens
     device = next(hf.parameters()).device
     cache = hf(input_ids=torch.tensor([virtual_ids(n)], device=device), use_cache=True).past_key_values
+    if not all(hasattr(layer, "keys") for layer in cache.layers):
+        return None
     layers = [(layer.keys[0], layer.values[0]) for layer in cache.layers]  # each (heads, n, head)
+    if len({part.shape for layer in layers for part in layer}) > 1:
+        return None
     both = torch.stack([part for layer in layers for part in layer])  # (2 layers, heads, n, head)
     heads, width = both.shape[1], both.shape[1] * both.shape[3]
     keys: dict[str, Json] = {

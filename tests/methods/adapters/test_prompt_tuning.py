@@ -56,6 +56,15 @@ def test_peft_computes_our_logits(trained, tiny, method, family):
     torch.testing.assert_close(ours, logits, atol=1e-4, rtol=1e-3)
 
 
+def test_a_prefix_of_a_model_with_other_layers_than_attention_has_no_form_in_peft(trained):
+    folder = trained("prefix_tuning", "train.packing=false", family="lfm2")
+    assert not (folder / "adapter" / "adapter_config.json").exists()
+    _, _, adaptation = open_run(RunFolder(folder))
+    ids = torch.tensor([[*virtual_ids(adaptation.model.virtual), 5, 6, 7]])
+    with torch.no_grad(), stock_attention(adaptation.model.hf):
+        assert adaptation.model.hf(input_ids=ids, use_cache=False).logits.isfinite().all()
+
+
 @METHODS
 def test_generation_starts_behind_the_virtual_tokens(trained, method):
     """The tokens of `lrft eval` are those of the most likely next one, asked for by hand."""
