@@ -64,6 +64,14 @@ def test_experts_do_not_turn_to_plain_lora_where_the_block_is_a_mixture_already(
         adapt(recipe_of(tiny("mixtral"), "mixlora"))
 
 
+@pytest.mark.parametrize("method", ["mixlora", "llava_mole"])
+def test_a_block_whose_layers_hold_no_floating_numbers_is_tried_as_well(tiny, method):
+    """Blocks of GGUF's formats are bytes alone."""
+    given = recipe_of(tiny(), method, layers="1").model_dump() | {"quantization": "q4_0"}
+    model = adapt(Recipe.model_validate(given)).model
+    assert any(site.adapter.site.kind == "mlp" for _, site in adapted(model))
+
+
 @pytest.mark.parametrize("family", ["lfm2", "qwen3_moe", "gpt_oss", "llama4_text"])
 def test_compacter_stands_behind_every_feed_forward_block_and_changes_what_it_gives(tiny, family):
     model = adapt(recipe_of(tiny(family), "compacter", bottleneck=8)).model

@@ -158,9 +158,9 @@ def _device(block: nn.Module) -> torch.device:
 @torch.no_grad()
 def _check_formula(block: FeedForward, hidden: int) -> None:
     """That the block is down(act(gate x) * up x), on one input: another block may bear the same names."""
-    tensor = next(t for t in [*block.parameters(), *block.buffers()] if t.is_floating_point())
-    dtype = getattr(block.gate_proj, "compute_dtype", tensor.dtype)
-    x = torch.linspace(-1, 1, hidden, device=tensor.device).to(dtype)[None]
+    held = [t.dtype for t in [*block.parameters(), *block.buffers()] if t.is_floating_point()]
+    dtype = getattr(block.gate_proj, "compute_dtype", None) or next(iter(held), torch.float32)
+    x = torch.linspace(-1, 1, hidden, device=_device(block)).to(dtype)[None]
     expected = block.down_proj(block.act_fn(block.gate_proj(x)) * block.up_proj(x))
     if not torch.allclose(block(x), expected, rtol=1e-2, atol=1e-2):
         raise ValueError("needs a block that computes down_proj(act_fn(gate_proj(x)) * up_proj(x))")
