@@ -14,9 +14,10 @@ from lrft.core.optimizer import Optimizer
 from lrft.core.params import ParamInfo
 from lrft.ops.rounding import stochastic_round
 from lrft.recipe.load import load_recipe
-from lrft.registry.axes import OPTIMIZERS
+from lrft.registry.axes import OPTIMIZERS, SELECTORS
 from lrft.training.updates import Float32, PerLayer, build, state_bytes
 from tests.same_state import same
+from tests.training.unbroken import SIX_STEPS, goes_on_unbroken
 
 ADAMW = partial(
     OPTIMIZERS.get("adamw").build, config=OPTIMIZERS.declared("adamw").config(method="adamw", lr=0.01)
@@ -154,6 +155,22 @@ def test_updating_in_the_backward_pass_is_the_same_update_and_frees_every_gradie
         two.zero_grad()
     assert all(torch.equal(a.param, b.param) for a, b in zip(together, apart, strict=True))
     assert state_bytes(one) == state_bytes(two)
+
+
+@pytest.mark.parametrize("update", ["master", "stochastic"])
+@pytest.mark.parametrize("select", SELECTORS.names())
+def test_of_what_a_selection_has_not_had_its_turn_yet_nothing_is_kept_and_a_run_goes_on(
+    tiny, tmp_path, select, update
+):
+    given = [
+        f"model.name={tiny()}",
+        "model.dtype=bfloat16",
+        f"trainable.update={update}",
+        "trainable.weights=full",
+    ]
+    loaded = load_recipe(f"smoke/{select}", [*given, *SIX_STEPS, "eval.tasks=[]", "train.eval_every=null"])
+    train(loaded, tmp_path / "whole")
+    goes_on_unbroken(loaded, tmp_path / "whole", 3, tmp_path / "broken")
 
 
 def test_a_schedule_moves_the_rates_inside_a_wrapper():
