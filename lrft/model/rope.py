@@ -60,6 +60,8 @@ def _scale(text: Any, rotary: dict[str, Any], positions: int, section: ModelSect
     text.rope_parameters = {**kept, "rope_type": scaling.type, "factor": scaling.factor}
     if scaling.type == "yarn":
         text.rope_parameters["original_max_position_embeddings"] = positions
+    if getattr(text, "head_dim", 0) is None:  # left out, and worked out wherever transformers does not scale
+        text.head_dim = text.hidden_size // text.num_attention_heads
     if scaling.type != "dynamic":  # which scales from where the model's own positions end
         text.max_position_embeddings = section.context or reach
 

@@ -64,6 +64,14 @@ def test_scaled_positions_are_those_of_transformers(tiny, scaling, rope):
     assert (plain - wanted).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("scaling", ["linear", "yarn", "dynamic"])
+def test_a_configuration_that_leaves_the_width_of_heads_out_can_be_scaled(tiny, scaling):
+    """Mixtral's does, and what scales positions in transformers does not work it out."""
+    assert AutoConfig.from_pretrained(tiny("mixtral")).head_dim is None
+    model = load_model(section(tiny("mixtral"), rope_scaling={"type": scaling, "factor": 2.0}))
+    assert ours(model, LONG).isfinite().all() and model.hf.config.head_dim == 16
+
+
 def test_a_longer_context_alone_changes_no_position(tiny):
     model, plain = load_model(section(tiny(), context=4096)), load_model(section(tiny()))
     assert model.hf.config.max_position_embeddings == 4096
