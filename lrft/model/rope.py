@@ -6,7 +6,7 @@ from typing import Any
 
 from lrft.model.hf import ModelConfig, TextConfig
 from lrft.recipe.sections import ModelSection
-from lrft.registry.errors import RecipeError
+from lrft.registry.errors import RecipeError, first_line
 
 
 def positions_of(config: TextConfig) -> int | None:
@@ -40,6 +40,12 @@ def stretch(config: ModelConfig, section: ModelSection) -> None:
         text.max_position_embeddings = section.context
         return
     _scale(text, rotary, positions, section)
+    try:
+        type(text).from_dict(text.to_dict())
+    except Exception as error:  # whatever a family's own checks raise, which run as a merged model is opened
+        raise RecipeError(
+            f"{type(config).__name__} takes no positions scaled so ({first_line(error)}); remove it", key
+        ) from None
 
 
 def _scale(text: Any, rotary: dict[str, Any], positions: int, section: ModelSection) -> None:

@@ -72,6 +72,13 @@ def test_a_configuration_that_leaves_the_width_of_heads_out_can_be_scaled(tiny, 
     assert ours(model, LONG).isfinite().all() and model.hf.config.head_dim == 16
 
 
+@pytest.mark.parametrize("scaling", ["linear", "yarn", "dynamic"])
+def test_a_scaling_that_the_family_would_not_be_opened_with_is_refused(tiny, scaling):
+    """Phi-3's knows `longrope` alone: a merged model could not be loaded."""
+    with pytest.raises(RecipeError, match=r"Phi3Config takes no positions scaled so \(.*remove it"):
+        load_model(section(tiny("phi3"), rope_scaling={"type": scaling, "factor": 2.0}))
+
+
 def test_a_longer_context_alone_changes_no_position(tiny):
     model, plain = load_model(section(tiny(), context=4096)), load_model(section(tiny()))
     assert model.hf.config.max_position_embeddings == 4096
