@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import random
+import shutil
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
 from lrft.api.merging.merge import merge
+from lrft.api.opening.open_run import open_run
+from lrft.api.planning.plan import plan
 from lrft.api.training.train import train
 from lrft.recipe.check import check
-from lrft.recipe.load import load_recipe
+from lrft.recipe.load import LoadedRecipe, load_recipe
 from lrft.recipe.resolved import resolved
 from lrft.recipe.schema import Recipe
 from lrft.registry.axes import ADAPTERS, AXES, FORMATS
-from lrft.registry.errors import NotMergeable
+from lrft.registry.errors import NotMergeable, RecipeError
 from lrft.registry.source import Source
 from lrft.training.folder import RunFolder
+from scripts.make_tiny_model import FAMILIES as TINY
+from tests.export.reloaded import logits
 from tests.training.unbroken import goes_on_unbroken
 
 SMOKE = sorted((Path(__file__).parents[1] / "recipes" / "smoke").glob("[!_]*.yaml"))
@@ -98,8 +106,8 @@ def _declared(chosen: dict[str, Any], axis: str) -> Any:
     return AXES[axis].declared(chosen[axis]["method"])
 
 
-def composition(seed: int, model: Path, given: list[str]) -> Recipe:
-    """The first combination drawn from the seed that the recipe check has nothing against."""
+def compositions(seed: int, model: Path, given: list[str]) -> Iterator[Recipe]:
+    """The combinations drawn from the seed that the recipe check has nothing against."""
     methods, choice = bank(), random.Random(seed)
     for settings in methods["adapter"].values():
         if "adapters" in settings:
@@ -107,7 +115,7 @@ def composition(seed: int, model: Path, given: list[str]) -> Recipe:
     for _ in range(10_000):
         recipe = draw(choice, methods, model)
         if not check(recipe):
-            return recipe
+            yield recipe
     raise AssertionError("no combination passes the check")
 
 
@@ -116,7 +124,7 @@ def composition(seed: int, model: Path, given: list[str]) -> Recipe:
 )
 @pytest.mark.usefixtures("short_answers")
 def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(tiny, given_adapters, tmp_path, seed):
-    recipe = composition(seed, tiny(), given_adapters())
+    recipe = next(compositions(seed, tiny(), given_adapters()))
     path = tmp_path / "recipe.yaml"
     path.write_text(resolved(recipe))
     loaded = load_recipe(path)
@@ -129,6 +137,50 @@ def test_what_passes_the_check_trains_resumes_and_merges_or_refuses(tiny, given_
     else:
         record = merge(RunFolder(tmp_path / "whole"), tmp_path / "model", None)
         assert record.get("kl_mean", 0) < (1e-3 if recipe.model.dtype == "float32" else 0.05)
+
+
+EARLY = ("bamba", "cohere", "gemma2", "qwen3_moe")
+FAMILIES = [*EARLY, *(name for name in TINY if name not in (*EARLY, "bert", "t5"))]
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(name, marks=() if name in EARLY else pytest.mark.slow) for name in FAMILIES]
+)
+@pytest.mark.usefixtures("short_answers")
+def test_what_goes_on_a_family_is_planned_trains_resumes_and_merges_to_what_transformers_computes(
+    tiny, given_adapters, tmp_path, family
+):
+    loaded, result = trained(tiny(family), given_adapters(), FAMILIES.index(family), tmp_path)
+    goes_on_unbroken(loaded, tmp_path / "whole", 3, tmp_path / "broken")
+    planned = plan(loaded)
+    assert planned["ranks_undecided"] or planned["trainable_parameters"] == result["trainable"]
+    _, _, adaptation = open_run(RunFolder(tmp_path / "whole"))
+    ids = torch.randint(3, 400, (1, 12), generator=torch.Generator().manual_seed(0))
+    ours = logits(adaptation.model, ids)
+    try:
+        merge(RunFolder(tmp_path / "whole"), tmp_path / "model", None, dtype="float32")
+    except NotMergeable:
+        return
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model", dtype=torch.float32).eval()
+    with torch.no_grad():
+        theirs = plain(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, atol=2e-3 * float(ours.abs().max()), rtol=0)
+
+
+def trained(model: Path, given: list[str], seed: int, folder: Path) -> tuple[LoadedRecipe, dict[str, Any]]:
+    """The first combination in float32 that goes on the model, trained; what the model is not made for is refused."""
+    path = folder / "recipe.yaml"
+    for recipe in compositions(seed, model, given):
+        if recipe.model.dtype != "float32" or recipe.model.head or recipe.objective.method == "contrastive":
+            continue
+        path.write_text(resolved(recipe))
+        loaded = load_recipe(path)
+        try:
+            plan(loaded)
+            return loaded, train(loaded, folder / "whole", resume=False)
+        except RecipeError:
+            shutil.rmtree(folder / "whole", ignore_errors=True)
+    raise AssertionError("nothing goes on the model")
 
 
 def test_every_format_that_holds_pairs_says_so():

@@ -151,7 +151,7 @@ class ExpertBlocks(Routed, Adapter):
         return int(config.experts * (3 * config.rank * (site.in_features + inner) + site.in_features))
 
 
-def _device(block: nn.Module) -> torch.device:
+def _device(block: nn.Module | FeedForward) -> torch.device:
     return next(tensor for tensor in [*block.parameters(), *block.buffers()]).device
 
 

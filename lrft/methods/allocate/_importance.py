@@ -37,12 +37,15 @@ class Importance:
         """
         for held in (self.average, self.uncertainty):
             for name, like in shapes.items():
-                found = held.get(name, like)
+                if name not in held:
+                    held[name] = torch.zeros_like(like)
+                    continue
+                found = held[name]
                 if found.shape != like.shape or found.dtype != like.dtype or not found.isfinite().all():
                     raise CheckpointError(
                         f"the checkpoint's importance of {name} cannot be of {tuple(like.shape)} numbers"
                     )
-                held[name] = held[name].to(like.device) if name in held else torch.zeros_like(like)
+                held[name] = found.to(like.device)
 
     @torch.no_grad()
     def update(self, sensitivity: dict[str, Tensor]) -> None:
