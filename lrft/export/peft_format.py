@@ -15,7 +15,7 @@ from lrft.export.card import adapter_card
 from lrft.export.expert_form import SiteForm, stacked, taken_for_experts, target_parameters
 from lrft.export.peft_config import Keys, patterns, shared_keys
 from lrft.export.rounding import rounded
-from lrft.export.token_rows import token_rows
+from lrft.export.token_rows import loses_bias, token_rows
 from lrft.model.batching import stock_attention
 from lrft.model.causal_lm import CausalLM
 from lrft.model.finite_file import EARLIER, finite_file
@@ -65,7 +65,7 @@ def peft_form(model: CausalLM, recipe: Recipe) -> tuple[dict[str, Tensor], Keys 
     common = section if section in keys.values() else next(iter(keys.values()))
     differing = patterns(keys, common)
     rows = token_rows(model, str(common["peft_type"]), dtype)
-    if differing is None or rows is None:
+    if differing is None or rows is None or loses_bias(model, str(common["peft_type"])):
         return _own_form(model, dtype), None
     extra, said = beside(model, {name for name, _ in sites}, str(common["peft_type"]))
     extra, said = extra | rows[0], {**said, **rows[1]}

@@ -40,3 +40,10 @@ def token_rows(
     ids: Json = list(range(rows.first, rows.first + rows.count))
     tensors = {KEY.format(name): rounded(name, value, dtype, stochastic=False) for name, value in held}
     return tensors, {"trainable_token_indices": {name.rpartition(".")[2]: ids for name, _ in held}}
+
+
+def loses_bias(model: CausalLM, peft_type: str) -> bool:
+    """Whether PEFT's rows of an embedding would stand for a tied head that has a bias, which they leave out."""
+    head = model.hf.get_output_embeddings()
+    tied = head is not None and model.hf.get_input_embeddings().weight is head.weight
+    return peft_type == "TRAINABLE_TOKENS" and tied and getattr(head, "bias", None) is not None

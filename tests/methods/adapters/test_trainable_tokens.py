@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lrft.api.training.train import train
 from lrft.core.block import AdaptedBlock
 from lrft.core.params import Site
 from lrft.methods.adapters.trainable_tokens import TrainableTokens
 from lrft.ops.loss import Head, linear_cross_entropy
+from lrft.recipe.load import load_recipe
 
 IDS = torch.tensor([[3, 7, 7, 0, 11, 3]])
 
@@ -109,3 +111,17 @@ def test_it_refuses_what_it_cannot_do(kind, ids, said):
 def test_the_published_count_on_llama_3_2_3b():
     config = TrainableTokens.Config(method="trainable_tokens", ids=[128000, 128001])
     assert TrainableTokens.count(config, Site("e", 128256, 3072, kind="embedding")) == 6_144
+
+
+@pytest.mark.parametrize(
+    ("tied", "file"), [(True, "adapter.safetensors"), (False, "adapter_model.safetensors")]
+)
+def test_peft_would_leave_out_the_bias_of_a_tied_head_so_it_is_given_no_such_form(tiny, tmp_path, tied, file):
+    given = [
+        f"model.name={tiny('gptj', tied=tied)}",
+        "model.dtype=float32",
+        "train.max_steps=2",
+        "eval.tasks=[]",
+    ]
+    train(load_recipe("smoke/trainable_tokens", given), tmp_path / "run")
+    assert (tmp_path / "run" / "adapter" / file).is_file()
