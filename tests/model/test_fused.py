@@ -154,7 +154,7 @@ class GatedNorm(Norm):
 
 class Scaling(Gate):
     def forward(self, x, scale=1.0):
-        return super().forward(x) * scale
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x)) * scale
 
 
 class Outside(Norm):

@@ -170,22 +170,37 @@ def _seal(step: Path, file: str) -> None:
     (step / MANIFEST).write_bytes(manifest_bytes({k: v for k, v in record.items() if k != "sha256"}))
 
 
+def _change(step: Path, change: str, chosen: Callable[[dict[str, Tensor]], str]) -> None:
+    """Another tensor in the place of one that a checkpoint keeps, and a manifest that agrees."""
+    tensors = load_file(step / OPTIMIZER)
+    key = chosen(tensors)
+    tensors[key] = CHANGES[change](tensors[key])
+    save_file(tensors, step / OPTIMIZER)
+    _seal(step, OPTIMIZER)
+
+
+def _largest(tensors: dict[str, Tensor]) -> str:
+    return max(tensors, key=lambda key: (tensors[key].ndim, key))
+
+
+def _refused(place: Path, command: str = "train") -> str:
+    """The one sentence that going on with a run ends in."""
+    ended = call(place, (command, "run", "--resume"))
+    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
+    assert (ended.code, ended.raised) == (2, ""), ended
+    shutil.rmtree(place)
+    return error
+
+
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", TRAINED)
 def test_optimizer_state_of_another_shape_or_dtype_is_refused_before_a_step(prepared, name, change):
     place, step = _after_one_step(prepared, name)
-    tensors = load_file(step / OPTIMIZER)
-    key = max(tensors, key=lambda key: (tensors[key].ndim, key))
-    tensors[key] = CHANGES[change](tensors[key])
-    save_file(tensors, step / OPTIMIZER)
-    _seal(step, OPTIMIZER)
-    ended = call(place, ("train", "run", "--resume"))
-    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert (ended.code, ended.raised) == (2, ""), ended
+    _change(step, change, _largest)
+    error = _refused(place)
     assert "does not fit this run (ValueError: of the optimizer's state" in error and "is meant" in error, (
         error
     )
-    shutil.rmtree(place)
 
 
 ALLOCATED = (
@@ -199,15 +214,9 @@ ALLOCATED = (
 @pytest.mark.parametrize("change", CHANGES)
 def test_an_importance_of_another_shape_or_dtype_is_refused_before_a_step(prepared, change):
     place, step = _after_one_step(prepared, "adalora", given=ALLOCATED)
-    tensors = load_file(step / OPTIMIZER)
-    key = next(key for key in tensors if "importance" in key and tensors[key].ndim)
-    tensors[key] = CHANGES[change](tensors[key])
-    save_file(tensors, step / OPTIMIZER)
-    _seal(step, OPTIMIZER)
-    ended = call(place, ("train", "run", "--resume"))
-    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert (ended.code, ended.raised) == (2, "") and "the checkpoint's importance of" in error, ended
-    shutil.rmtree(place)
+    _change(step, change, lambda held: next(key for key in held if "importance" in key and held[key].ndim))
+    error = _refused(place)
+    assert "the checkpoint's importance of" in error, error
 
 
 @pytest.mark.parametrize(("key", "value"), [("best_step", "all"), ("owed", None)])
@@ -218,10 +227,8 @@ def test_what_goes_with_a_run_of_another_kind_is_refused_before_a_step(prepared,
     state["callbacks"]["Scorer"][key] = value
     (step / STATE).write_text(json.dumps(state))
     _seal(step, STATE)
-    ended = call(place, ("train", "run", "--resume"))
-    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert (ended.code, ended.raised) == (2, "") and "of what goes with the run, Scorer." in error, ended
-    shutil.rmtree(place)
+    error = _refused(place)
+    assert "of what goes with the run, Scorer." in error, error
 
 
 def _without_a_number(states: dict) -> bool:
@@ -245,11 +252,8 @@ def test_optimizer_state_that_lacks_a_number_is_refused_before_a_step(prepared, 
     lacks = _without_a_number(state["optimizer"])
     (step / STATE).write_text(json.dumps(state))
     _seal(step, STATE)
-    ended = call(place, ("train", "run", "--resume"))
-    assert lacks and ended.raised == "", ended
-    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert ended.code == 2 and "of the optimizer's state" in error and error.count("is missing") == 1, error
-    shutil.rmtree(place)
+    error = _refused(place)
+    assert lacks and "of the optimizer's state" in error and error.count("is missing") == 1, error
 
 
 FEDERATED = "federate={{clients: 2, rounds: 2, local_steps: 1, partition: even, aggregate: {}}}"
@@ -260,15 +264,9 @@ FEDERATED = "federate={{clients: 2, rounds: 2, local_steps: 1, partition: even, 
 def test_what_a_server_keeps_of_another_shape_or_dtype_is_refused_before_a_round(prepared, aggregate, change):
     given = (FEDERATED.format(aggregate), "train.max_steps=null", "eval.tasks=[]")
     place, step = _after_one_step(prepared, f"the server of {aggregate}", "federate", given)
-    tensors = load_file(step / OPTIMIZER)
-    key = max(tensors, key=lambda key: (tensors[key].ndim, key))
-    tensors[key] = CHANGES[change](tensors[key])
-    save_file(tensors, step / OPTIMIZER)
-    _seal(step, OPTIMIZER)
-    ended = call(place, ("federate", "run", "--resume"))
-    (error,) = [line for line in ended.err.splitlines() if line.startswith("error: ")]
-    assert (ended.code, ended.raised) == (2, "") and "does not fit this run (ValueError: " in error, ended
-    shutil.rmtree(place)
+    _change(step, change, _largest)
+    error = _refused(place, "federate")
+    assert "does not fit this run (ValueError: " in error, error
 
 
 def _other_key(state: dict) -> None:
