@@ -152,6 +152,8 @@ def run(name: str, kind: Kind, n: int, seed: int, record: dict[str, Any], out: P
             entry["failures"] = (entry["failures"] + outcome["failures"])[:50]
             for key, value in outcome["facts"].items():
                 entry["facts"][key] = max(value, entry["facts"].get(key, value))
+            for key, count in outcome["counts"].items():
+                entry["facts"][key] = entry["facts"].get(key, 0) + count
             entry["parts"], entry["date"] = index + 1, time.strftime("%Y-%m-%d")
             write(out, record)
             bar.advance(task)

@@ -48,7 +48,7 @@ def kills(n: int, seed: int) -> Outcome:
         )
     tried = single.runs + (0 if chains is None else chains.runs)
     found = _outcome(tried, [single] if chains is None else [single, chains])
-    found.facts = {"in_a_save": single.in_a_save, "redone": single.redone}
+    found.facts, found.counts = {"redone": single.redone}, {"in_a_save": single.in_a_save}
     return found
 
 

@@ -28,12 +28,18 @@ train: {{max_steps: 4, batch_size: 2, max_length: 160, save_every: 2, device: cp
 
 @dataclass
 class Outcome:
-    """How many faults were tried, how many left everything as promised, and what became of the others."""
+    """How many faults were tried, how many left everything as promised, and what became of the others.
+
+    Attributes:
+        facts: measures, of which a record keeps the largest.
+        counts: numbers of events, which a record adds up.
+    """
 
     tried: int = 0
     held: int = 0
     failures: list[str] = field(default_factory=list)
     facts: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
 
     def add(self, held: bool, failure: str) -> None:
         """One more; the sentence is kept where it did not hold."""

@@ -103,7 +103,7 @@ def test_the_script_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
         asked.append((n, seed))
         if len(asked) == 2:
             raise KeyboardInterrupt
-        found = outcome.Outcome(facts={"worst": float(seed)})
+        found = outcome.Outcome(facts={"worst": float(seed)}, counts={"met": n})
         for k in range(n):
             found.add(k != 1, f"fault {k}")
         return found
@@ -118,12 +118,12 @@ def test_the_script_goes_on_where_it_was_stopped(tmp_path, monkeypatch):
     assert asked == [(5, 0), (5, 1), (5, 1), (2, 2)]
     entry = json.loads(out.read_text())["checks"]["test"]
     assert (entry["tried"], entry["held"], entry["parts"]) == (12, 9, 3)
-    assert entry["failures"] == ["fault 1"] * 3 and entry["facts"] == {"worst": 2.0}
+    assert entry["failures"] == ["fault 1"] * 3 and entry["facts"] == {"worst": 2.0, "met": 12}
     assert reliability.main(["--out", str(out)]) == 1 and len(asked) == 4  # nothing is left to do
     assert reliability.main(["--out", str(out), "--seed", "1", "--n", "1"]) == 0  # other faults, counted anew
     monkeypatch.setattr(reliability_page, "KINDS", {"test": kind})
     shown = reliability_page.counts({"test": entry})
-    assert "| R0 | a test | 12 | 9 of 12 | worst 2 |" in shown and entry["torch"] in shown
+    assert "| R0 | a test | 12 | 9 of 12 | met 12, worst 2 |" in shown and entry["torch"] in shown
 
 
 def test_a_check_that_is_not_there_is_refused(capsys):
