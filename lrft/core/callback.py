@@ -48,6 +48,13 @@ class Callback:
         """
         return {}
 
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        """What `state_dict` has once steps were taken and does not have before, in tensors of the same shape and dtype.
+
+        What is saved is compared with it too. Tensors of the meta device will do.
+        """
+        return {}
+
     def load_state_dict(self, state: Any) -> None:
         """Take back what `state_dict` gave."""
 

@@ -155,11 +155,10 @@ def restore(run: Run, saved: OpenCheckpoint, expected: Expected) -> None:
     if state["parameters"] != _names(run):
         raise CheckpointError(f"{saved.path}: its trainable parameters are not those of this recipe")
     tensors = saved.tensors(OPTIMIZER)
-    fresh = Expected(*flatten({name: callback.state_dict() for name, callback in _named(run.callbacks)}))
     try:
         if why := misfit(_of(tensors, "optimizer"), state["optimizer"], expected, begun_whole=True):
             raise ValueError(f"of the optimizer's state, {why}")
-        if why := unlike(_of(tensors, "callbacks"), state["callbacks"], fresh):
+        if why := _odd_callbacks(run, _of(tensors, "callbacks"), state["callbacks"]):
             raise ValueError(f"of what goes with the run, {why}")
         _restore(run, state, tensors)
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -167,6 +166,14 @@ def restore(run: Run, saved: OpenCheckpoint, expected: Expected) -> None:
             f"{saved.path / STATE}: does not fit this run ({type(error).__name__}: {error}); go on with the versions "
             "that wrote it, or train in another --out"
         ) from error
+
+
+def _odd_callbacks(run: Run, tensors: Mapping[str, Tensor], values: Json) -> str:
+    now = {name: callback.state_dict() for name, callback in _named(run.callbacks)}
+    later = {name: callback.kept_later(run) for name, callback in _named(run.callbacks)}
+    return unlike(tensors, values, Expected(*flatten(now))) or unlike(
+        tensors, values, Expected(*flatten(later)), later=True
+    )
 
 
 def _restore(run: Run, state: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -52,15 +52,19 @@ def misfit(tensors: Mapping[str, Tensor], values: Json, expected: Expected, begu
     return ""
 
 
-def unlike(tensors: Mapping[str, Tensor], values: Json, fresh: Expected) -> str:
-    """What in a saved state is of another shape, dtype or kind than where nothing was done yet, and how, or "".
+def unlike(tensors: Mapping[str, Tensor], values: Json, known: Expected, later: bool = False) -> str:
+    """What in a saved state is of another shape, dtype or kind than is known of it, and how, or "".
 
     What is nothing yet may become anything, and what is gone is missed where it is taken.
+
+    Args:
+        known: what is kept where nothing was done yet; with `later`, what is there once it was.
     """
-    known, found = (dict(_leaves(one.values, one.tensors)) for one in (fresh, Expected(tensors, values)))
-    for path, wanted in known.items():
-        if wanted != NOTHING and found.get(path, wanted) != wanted:
-            return f"{path} is {found[path]}, where {wanted} is meant"
+    wanted, found = (dict(_leaves(one.values, one.tensors)) for one in (known, Expected(tensors, values)))
+    for path, kind in wanted.items():
+        there = found.get(path, kind)
+        if kind not in (NOTHING, there) and not (later and there == NOTHING):
+            return f"{path} is {there}, where {kind} is meant"
     return ""
 
 

@@ -20,6 +20,7 @@ from lrft.registry.errors import DamagedFile
 from lrft.training.opened import OPTIMIZER, STATE
 from tests.reliability.damaged_inputs import FIT, TRANSFER, Prepared
 from tests.reliability.full_disk import Bench, _remove, call
+from tests.reliability.outcome import ROOT
 from tests.reliability.struck import files_in
 
 DRAW = ("generate-adapter", "draw", "generator", "recipe.yaml", "--describe", "a", "--out", "out")
@@ -142,7 +143,7 @@ TRAINED = {
 }
 CHANGES: dict[str, Callable[[Tensor], Tensor]] = {
     "one number": lambda one: one.flatten()[:1].clone(),
-    "another rank": lambda one: torch.cat([one, one]),
+    "another rank": lambda one: torch.cat([one, one]) if one.ndim else one.repeat(2),
     "other numbers": lambda one: one.to(torch.int64) if one.is_floating_point() else one.float(),
 }
 
@@ -217,6 +218,52 @@ def test_an_importance_of_another_shape_or_dtype_is_refused_before_a_step(prepar
     _change(step, change, lambda held: next(key for key in held if "importance" in key and held[key].ndim))
     error = _refused(place)
     assert "the checkpoint's importance of" in error, error
+
+
+ROWS = ROOT / "recipes" / "data" / "quickstart" / "train.jsonl"
+KEPT_LATER = {
+    "ggpo": ("rows", ("adapter={method: ggpo, rank: 4}",)),
+    "mgpo": ("norms", ("adapter={method: mgpo, rank: 4}",)),
+    "lift": ("LIFT", (*FULL, "select={method: lift, every: 2, budget_rank: 2, filter_rank: 2}")),
+    "dora_rank": (
+        "scores",
+        ("adapter={method: gated_lora, rank: 4}", "allocate={method: dora_rank, target_rank: 2, every: 1}"),
+    ),
+    "airllm": (
+        "actor",
+        (
+            "adapter={method: svd_lora, rank: 4}",
+            "allocate={method: airllm, bandwidth: [20000000], episode: 2, warmup: 2, denoising: 3}",
+        ),
+    ),
+    "abmll": (
+        "exp_avg",
+        (
+            "adapter={method: abmll, rank: 4}",
+            "objective=abmll",
+            "train.gradient_accumulation=2",
+            f"data.train=[{{source: {ROWS}, limit: 4}}, {{source: {ROWS}, limit: 4}}]",
+            "data.mix={order: alternating}",
+        ),
+    ),
+    "loraprune": (
+        "scores",
+        (
+            "adapter.targets=all-linear",
+            "prune={method: loraprune, every: 1, whole_first: 0.0, whole_last: 0}",
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", KEPT_LATER)
+def test_what_a_method_keeps_from_its_first_step_on_is_compared_before_the_next(prepared, name, change):
+    part, given = KEPT_LATER[name]
+    place, step = _after_one_step(prepared, name, given=(*given, "train.max_steps=3", "train.keep_last=3"))
+    _change(step, change, lambda held: next(key for key in held if "callbacks" in key and part in key))
+    error = _refused(place)
+    assert "of what goes with the run" in error and "is meant" in error, error
 
 
 @pytest.mark.parametrize(("key", "value"), [("best_step", "all"), ("owed", None)])

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lrft.core.adapted import Adapted
 from lrft.core.adapter import Additive
 from lrft.core.callback import Callback, TimedMethod
 from lrft.core.frozen import FrozenLinear
@@ -145,5 +146,13 @@ class Noise(TimedMethod):
     def state_dict(self) -> Mapping[str, object]:
         return {"rows": dict(self.rows)}
 
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        return {"rows": {name: _rows_of(site) for name, site in run.adapted()}}
+
     def load_state_dict(self, state: Any) -> None:
         self.rows = dict(state["rows"])
+
+
+def _rows_of(site: Adapted) -> Tensor:
+    assert isinstance(site.adapter, GGPO)
+    return torch.empty(len(site.adapter.B), device="meta")

@@ -158,6 +158,9 @@ class Perturbations(TimedMethod):
     def state_dict(self) -> Mapping[str, object]:
         return {"norms": dict(self.norms)}
 
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        return {"norms": {name: torch.empty((), device="meta") for name, _ in run.adapted()}}
+
     def load_state_dict(self, state: Any) -> None:
         self.norms = dict(state["norms"])
 

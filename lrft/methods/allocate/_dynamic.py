@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class Dynamic(Planner, TimedMethod):
         self.adapters = gated_adapters(run, self.name)
         self.check_target(self.capacities)
         self.ranks = self.ranks or dict(zip(self.adapters, self.capacities, strict=True))
+
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        return {"ranks": {site: adapter.capacity for site, adapter in gated_adapters(run, self.name).items()}}
 
     def finish(self, run: Run) -> None:
         run.summary["ranks"] = dict(self.ranks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TypedDict
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan, SitePlan
-from lrft.methods.allocate._dynamic import Dynamic, regularize
+from lrft.methods.allocate._dynamic import Dynamic, gated_adapters, regularize
 from lrft.methods.allocate._environment import Channel, check_alike, check_room, describe_tokens
 from lrft.methods.allocate._rank_policy import Drawn, PolicyState, RankPolicy
 from lrft.registry.axes import ALLOCATORS
@@ -149,12 +149,15 @@ class AirLLM(Dynamic):
     def start(self, run: Run) -> None:
         super().start(run)
         sites = len(self.adapters)
-        self.made = RankPolicy(self.config, 4 + sites, sites, run.seed)
+        self.made = self._new_policy(run, sites)
         if self.loaded is not None:
             self.policy.load_state_dict(self.loaded)
         self.loaded = None
         weight = self.config.orthogonality / sites
         regularize(self.adapters, partial(squared_orthogonality, weight=weight) if weight else None)
+
+    def _new_policy(self, run: Run, sites: int) -> RankPolicy:
+        return RankPolicy(self.config, 4 + sites, sites, run.seed)
 
     def before_step(self, run: Run) -> None:
         for refused in range(self.config.tries):
@@ -215,6 +218,10 @@ class AirLLM(Dynamic):
     def state_dict(self) -> State:
         policy = self.loaded if self.made is None else self.made.state_dict()
         return {"ranks": self.ranks, "policy": policy, "channel": self.channel.now, "tokens": self.tokens}
+
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        policy = self._new_policy(run, len(gated_adapters(run, self.name)))
+        return {**super().kept_later(run), "policy": policy.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
         self.ranks, self.loaded = dict(state["ranks"]), state["policy"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import TypedDict
 
@@ -11,7 +12,7 @@ from torch import Tensor
 from lrft.core.elastic import Elastic
 from lrft.core.run import Run
 from lrft.core.stages import Evidence, Plan
-from lrft.methods.allocate._dynamic import Dynamic, close, factors, lowest, regularize
+from lrft.methods.allocate._dynamic import Dynamic, close, factors, gated_adapters, lowest, regularize
 from lrft.registry.axes import ALLOCATORS
 from lrft.registry.config import Field, MethodConfig, Sequence
 from lrft.registry.errors import RecipeError
@@ -130,6 +131,11 @@ class DoRARank(Dynamic):
 
     def state_dict(self) -> State:
         return {"scores": self.scores, "pruned": self.pruned, "ranks": self.ranks}
+
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        capacity = sum(adapter.capacity for adapter in gated_adapters(run, self.name).values())
+        scores, pruned = (torch.empty(capacity, dtype=dtype, device="meta") for dtype in (None, torch.bool))
+        return {**super().kept_later(run), "scores": scores, "pruned": pruned}
 
     def load_state_dict(self, state: State) -> None:
         self.scores = None if state["scores"] is None else state["scores"].clone()

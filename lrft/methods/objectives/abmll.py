@@ -179,6 +179,16 @@ class ABMLL(Objective, Callback):
             found["began"] = [dict(zip(NAMES, values, strict=True)) for values in self.phi]
         return found
 
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        begun = type(self)(self.config)
+        begun._prepare(run.model)
+        for optimizer in filter(None, (begun.steps, begun.spread)):  # by gradients of 0, which move nothing
+            for tensor in (one for group in optimizer.param_groups for one in group["params"]):
+                tensor.grad = torch.zeros_like(tensor)
+            optimizer.step()
+            optimizer.zero_grad()
+        return begun.state_dict()
+
     def load_state_dict(self, state: Any) -> None:
         self.kept = state
 

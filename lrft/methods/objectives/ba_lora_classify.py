@@ -74,11 +74,13 @@ class BALoRAClassify(Objective, Callback):
 
     def start(self, run: Run) -> None:
         if self.head is None:
-            (head,) = (info.param for info in run.parameters if info.role == "head" and not info.site)
-            self.head = head.detach().clone()
+            self.head = _head(run).clone()
 
     def state_dict(self) -> Mapping[str, object]:
         return {} if self.head is None else {"head": self.head}
+
+    def kept_later(self, run: Run) -> Mapping[str, object]:
+        return {"head": _head(run)}
 
     def load_state_dict(self, state: Any) -> None:
         self.head = state["head"]
@@ -103,3 +105,9 @@ class BALoRAClassify(Objective, Callback):
         return F.linear(
             batch.supervised_rows(model.hidden(batch)).float(), self.head.to(batch.input_ids.device)
         )
+
+
+def _head(run: Run) -> Tensor:
+    """The weight of the head that is scored with, which trains."""
+    (head,) = (info.param for info in run.parameters if info.role == "head" and not info.site)
+    return head.detach()

@@ -145,6 +145,10 @@ class LoRAPrune(Pruner):
     def state_dict(self) -> dict[str, Any]:
         return {"scores": dict(self.scores)}
 
+    def kept_later(self, run: Run) -> dict[str, Any]:
+        units = run.model.pruned.units.values()
+        return {"scores": {one.name: torch.empty(one.count, device="meta") for one in units}}
+
     def load_state_dict(self, state: Any) -> None:
         self.scores = dict(state["scores"])
 

@@ -82,9 +82,8 @@ class LIFT(Selection):
         self.places: dict[str, Tensor] = {}  # of the entries that train, in the flattened matrix
 
     def start(self, run: Run) -> None:
-        inside = [info for layer in layers(run) for info in layer]
-        check_single(inside, "select: lift")
-        self.matrices = [info for info in inside if info.role == "matrix" and not info.site]
+        check_single([info for layer in layers(run) for info in layer], "select: lift")
+        self.matrices = _matrices(run)
         if not self.matrices:
             message = "names no matrix of a decoder layer, so there is no entry to select; write full"
             raise RecipeError(message, "trainable.weights")
@@ -104,7 +103,10 @@ class LIFT(Selection):
         U, S, Vh = truncated_svd(weight, self.config.filter_rank)
         sizes = ((U * S) @ Vh).abs().flatten()
         order = sizes.sort(descending=True, stable=True).indices
-        return order[: sum(weight.shape) * self.config.budget_rank].sort().values
+        return order[: self._chosen(weight)].sort().values
+
+    def _chosen(self, weight: Tensor) -> int:
+        return min(weight.numel(), sum(weight.shape) * self.config.budget_rank)
 
     def after_backward(self, run: Run) -> None:
         super().after_backward(run)
@@ -113,11 +115,28 @@ class LIFT(Selection):
                 keep_only(info.param.grad, self.places[info.name])
 
     def state_dict(self) -> dict[str, Any]:
-        sizes = {info.name: info.param.numel() for info in self.matrices}
-        return {n: p.int() if sizes[n] < 2**31 else p for n, p in self.places.items()}
+        weights = {info.name: info.param for info in self.matrices}
+        return {name: places.to(_index_of(weights[name])) for name, places in self.places.items()}
+
+    def kept_later(self, run: Run) -> dict[str, Any]:
+        weights = {info.name: info.param for info in _matrices(run)}
+        return {
+            name: torch.empty(self._chosen(weight), dtype=_index_of(weight), device="meta")
+            for name, weight in weights.items()
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.places = {name: places.long() for name, places in state.items()}
+
+
+def _matrices(run: Run) -> list[ParamInfo]:
+    """What entries are selected of: the matrices of decoder layers."""
+    return [info for layer in layers(run) for info in layer if info.role == "matrix" and not info.site]
+
+
+def _index_of(weight: Tensor) -> torch.dtype:
+    """What a place in the flattened weight is kept as."""
+    return torch.int32 if weight.numel() < 2**31 else torch.int64
 
 
 def moments(run: Run, info: ParamInfo) -> Iterator[Tensor]:
