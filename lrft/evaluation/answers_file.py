@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lrft.files.growing import GrowingFile
@@ -16,6 +18,7 @@ from lrft.registry.errors import DamagedFile, UsageError
 from lrft.registry.json import Json
 
 ABOUT = ".about.json"  # beside the file, what decides its lines
+WRITTEN = "written"  # what it says of lines that have no sums of their own
 
 
 class Line(Record):
@@ -54,6 +57,7 @@ class AnswersFile:
         self.about: dict[str, Json] = {}
         self.done = 0
         self.written = 0
+        self._known = hashlib.sha256()  # of all lines that have no sums of their own
         self._file = GrowingFile(path, f"--out {path}", "; the same command goes on then")
 
     def open(self, about: Mapping[str, Json], rows: int) -> None:
@@ -90,8 +94,10 @@ class AnswersFile:
             WriteError: the disk is full or gone; the lines before stay, and the command goes on there.
         """
         said = [with_sum(answer) for answer in answers] if self._kind else answers
-        self._file.append("".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in said))
+        text = "".join(json.dumps(answer, ensure_ascii=False) + "\n" for answer in said)
+        self._file.append(text)
         self.written += len(answers)
+        self._know(text.encode())
 
     def lines(self) -> Iterator[dict[str, Any]]:
         """What every line holds, in order.
@@ -103,18 +109,43 @@ class AnswersFile:
             yield self._parsed(index, line)
 
     def _claim(self, existed: bool, rows: int) -> None:
-        beside = self.path.with_name(self.path.name + ABOUT)
-        text = self._content()
+        beside, text = self._beside, self._content()
         if text or (existed and not beside.is_file()):
-            self._check_about(beside)
+            known = self._check_about(beside)
             whole = text[: text.rfind(b"\n") + 1]  # what is after it was cut by a kill
             self.done = self.written = self._count(whole, rows)
+            self._check_written(known, whole)
             self._file.cut(len(whole))
+            self._known.update(whole)
             return
-        write_file(beside, json.dumps(self.about, indent=2) + "\n", f"--out {self.path}: {beside.name}")
+        self._write_about()
 
-    def _check_about(self, beside: Path) -> None:
-        """Refuse lines that another model, other settings or other prompts gave."""
+    def _know(self, data: bytes) -> None:
+        """Remember the sum of all lines where they have none; a kill before this leaves that of the lines before."""
+        if self._kind is None:
+            self._known.update(data)
+            self._write_about({WRITTEN: {"bytes": self._file.size, SUM: self._known.hexdigest()}})
+
+    def _write_about(self, more: Mapping[str, Json] = MappingProxyType({})) -> None:
+        text = json.dumps({**self.about, **more}, indent=2) + "\n"
+        write_file(self._beside, text, f"--out {self.path}: {self._beside.name}")
+
+    @property
+    def _beside(self) -> Path:
+        return self.path.with_name(self.path.name + ABOUT)
+
+    def _check_written(self, known: Json, whole: bytes) -> None:
+        """Refuse a file whose lines are not those that were written; of one that is shorter by now nothing is known."""
+        if not isinstance(known, dict) or not isinstance(size := known.get("bytes"), int):
+            return
+        if 0 <= size <= len(whole) and hashlib.sha256(whole[:size]).hexdigest() != known.get(SUM):
+            raise UsageError(
+                f"--out {self.path}: its first {size:,} bytes are not those that were written, so the file was "
+                "changed; remove it to begin anew"
+            )
+
+    def _check_about(self, beside: Path) -> Json:
+        """Refuse lines that another model, other settings or other prompts gave; what is known of what was written."""
         try:
             before = read_object(beside)
         except DamagedFile:
@@ -128,6 +159,7 @@ class AnswersFile:
                     f"--out {self.path}: its lines were generated with {key} {json.dumps(before.get(key))}, not "
                     f"{json.dumps(value)}; give another name, or remove it to begin anew"
                 )
+        return before.get(WRITTEN)
 
     def _content(self) -> bytes:
         return read_bytes(self.path, LINES)

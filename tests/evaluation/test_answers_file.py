@@ -74,6 +74,25 @@ def test_a_line_that_is_not_its_row_is_refused_by_line(file, line):
         opened(file.path)
 
 
+def test_another_text_in_a_line_is_another_file(file):
+    whole = file.path.read_bytes()
+    after_it = opened(file.path)
+    after_it.append(rows(3))
+    after_it.close()
+    for at in (whole.index(b"output") + 10, len(whole) + 20):  # of a line of either sitting
+        changed = bytearray(file.path.read_bytes())
+        changed[at] ^= 1
+        place = file.path.with_name("b.jsonl")
+        place.write_bytes(changed)
+        place.with_name("b.jsonl.about.json").write_bytes(
+            file.path.with_name("a.jsonl.about.json").read_bytes()
+        )
+        with pytest.raises(UsageError, match=r"(are not those that were written|is not the answer to row)"):
+            opened(place)
+    file.path.write_bytes(file.path.read_bytes() + b'{"row": 4, "output": "of a kill before the sum"}\n')
+    assert opened(file.path).done == 5
+
+
 def test_two_processes_do_not_write_one_file(file):
     first = opened(file.path)
     with pytest.raises(UsageError, match="another process is writing it"):
