@@ -26,10 +26,10 @@ CELLS = list(itertools.product(BASES, ("lora", "dora"), (True, False), (1, 4), (
 
 
 def check(n: int, seed: int) -> Outcome:
-    """n pairs of a cell and a step. As many as there are is every step of every cell."""
+    """n pairs of a cell and a step, drawn; as many as a cell has steps are those of one, the `seed`-th in turn."""
     every = list(itertools.product(range(len(CELLS)), range(1, STEPS)))
-    draw = random.Random(seed)
-    pairs = [every[k % len(every)] for k in draw.sample(range(max(n, len(every))), n)]
+    first = seed % len(CELLS) * n
+    pairs = every[first : first + n] if n == STEPS - 1 else random.Random(seed).sample(every, n)
     outcome = Outcome()
     for cell, group in itertools.groupby(sorted(pairs), key=lambda pair: pair[0]):
         with tempfile.TemporaryDirectory() as name, threads(CELLS[cell][4]):
