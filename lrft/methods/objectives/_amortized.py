@@ -34,6 +34,10 @@ class Values(NamedTuple):
         """The same numbers in tensors of their own."""
         return Values(*(tensor.detach().clone().requires_grad_(trains) for tensor in self))
 
+    def as_leaves(self) -> Values:
+        """A and B as they are, C and D as tensors that have gradients of their own."""
+        return Values(self.A, self.B, self.C.detach().requires_grad_(), self.D.detach().requires_grad_())
+
     def of(self, x: Tensor, adapter: Adapter) -> tuple[Tensor, Tensor]:
         """Mean and log-variance, (..., out) float32 each, of inputs (..., in)."""
         assert isinstance(adapter, Amortized), "the recipe's check asks for one"
@@ -66,6 +70,14 @@ def values_of(adapter: Adapter) -> Values:
         adapter.get_buffer("C"),
         adapter.get_buffer("D"),
     )
+
+
+def step_nowhere(optimizer: torch.optim.Optimizer) -> None:
+    """A step by gradients of 0 and without decay: there is the state of all that trains then, and nothing moved."""
+    for tensor in (one for group in optimizer.param_groups for one in group["params"]):
+        tensor.grad = torch.zeros_like(tensor)
+    optimizer.step()
+    optimizer.zero_grad()
 
 
 def sites_of(model: LanguageModel) -> list[Adapted]:

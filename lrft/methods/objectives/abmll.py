@@ -13,7 +13,7 @@ from lrft.core.batch import Batch
 from lrft.core.callback import Callback
 from lrft.core.objective import Objective, Passes, StepTotals
 from lrft.core.run import LanguageModel, Run
-from lrft.methods.objectives._amortized import NAMES, Told, Values, drawn, sites_of, values_of
+from lrft.methods.objectives._amortized import NAMES, Told, Values, drawn, sites_of, step_nowhere, values_of
 from lrft.ops.loss import linear_cross_entropy
 from lrft.registry.axes import OBJECTIVES
 from lrft.registry.config import Field, Iterator, Literal, MethodConfig, Problem, RecipeView
@@ -169,7 +169,7 @@ class ABMLL(Objective, Callback):
                 site.adapter.get_buffer(name).grad = getattr(leaf, name).grad
         self.spread.step()
         self.spread.zero_grad()
-        self._renew_leaves()
+        self.leaves = [values_of(site.adapter).as_leaves() for site in self.sites]
 
     def state_dict(self) -> Mapping[str, object]:
         if self.steps is None or self.spread is None:
@@ -182,11 +182,8 @@ class ABMLL(Objective, Callback):
     def kept_later(self, run: Run) -> Mapping[str, object]:
         begun = type(self)(self.config)
         begun._prepare(run.model)
-        for optimizer in filter(None, (begun.steps, begun.spread)):  # by gradients of 0, which move nothing
-            for tensor in (one for group in optimizer.param_groups for one in group["params"]):
-                tensor.grad = torch.zeros_like(tensor)
-            optimizer.step()
-            optimizer.zero_grad()
+        for optimizer in filter(None, (begun.steps, begun.spread)):
+            step_nowhere(optimizer)
         return begun.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
@@ -202,7 +199,7 @@ class ABMLL(Objective, Callback):
         self.steps = torch.optim.AdamW(own, lr=self.config.rate, weight_decay=0.0)
         spread = [site.adapter.get_buffer(name) for site in self.sites for name in ("C", "D")]
         self.spread = torch.optim.AdamW(spread, lr=self.config.rate, weight_decay=0.0)
-        self._renew_leaves()
+        self.leaves = [values_of(site.adapter).as_leaves() for site in self.sites]
         if self.kept is None:
             return
         self.steps.load_state_dict(self.kept["steps"])
@@ -210,13 +207,6 @@ class ABMLL(Objective, Callback):
         for values, began in zip(self.phi, self.kept.get("began", ()), strict=False):
             for name, tensor in zip(NAMES, values, strict=True):
                 tensor.copy_(began[name])
-
-    def _renew_leaves(self) -> None:
-        held = [values_of(site.adapter) for site in self.sites]
-        self.leaves = [
-            Values(one.A, one.B, one.C.detach().requires_grad_(), one.D.detach().requires_grad_())
-            for one in held
-        ]
 
     def _theta(self) -> list[Values]:
         return [Values(*(tensor.detach() for tensor in values)) for values in self.leaves]
