@@ -138,7 +138,8 @@ def test_a_step_is_the_dense_model_with_masks_on_its_channels(made, storage):
 def test_it_is_lora_in_evaluation_in_the_first_steps_and_outside_of_a_step(made):
     sparse, plain = made(HALF), made(PLAIN)
     assert torch.equal(sparse.eval()(batch()), plain.eval()(batch()))
-    assert torch.equal(sparse.train()(batch()), plain.train()(batch()))
+    # Layers of one input are one product in LoRA, whose sums some processors take in another order.
+    torch.testing.assert_close(sparse.train()(batch()), plain.train()(batch()), atol=1e-6, rtol=1e-5)
     same(passed(sparse, 0.29), passed(plain, 0.29))
     with computing(batch(), 0, done=LATE):
         assert torch.equal(sparse.eval()(batch()), plain.eval()(batch()))

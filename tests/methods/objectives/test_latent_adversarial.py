@@ -144,7 +144,8 @@ def test_five_steps_are_those_of_adamw_with_its_decay(epsilon, away):
     expected = direct(model, pushes)
     torch.testing.assert_close(loss, expected, rtol=5e-5, atol=0)
     for a, b in zip(gradients(model, loss), gradients(model, expected), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-2, atol=1e-2)
+        # Adam's first step is a sign, which rounding decides where a gradient is next to 0.
+        assert (a - b).norm() < 5e-3 * b.norm()
 
 
 def test_a_rejected_token_that_is_unlikely_already_is_let_be():
